@@ -1,0 +1,62 @@
+# Sash: what a developer types. The first call of `run` or `test` makes .venv; later calls touch no network.
+# PYTHON names the interpreter that .venv is made with (3.11 or newer): make PYTHON=python3.12 test
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+JOBS   ?= 2
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+            $$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && exit; done; echo python3)
+
+MODELS  := gemma-3-270m smollm2-135m-instruct
+CHAPTERS := examples/emma_chapters_1_to_5.txt
+
+.PHONY: help run test test-models test-large lint bench docs clean
+
+help:
+	@echo 'make run          a real sliding-window model reads five chapters of Emma and writes on'
+	@echo 'make test         the default tests'
+	@echo 'make test-models  the tests on the real checkpoints of the catalogue (pulled once, 325 MB)'
+	@echo 'make test-large   the tests that need 24 GiB of memory'
+	@echo 'make lint         ruff and mypy'
+	@echo 'make bench        every benchmark; a table each'
+	@echo 'make docs         write docs/cli.md anew and check the links of the pages'
+	@echo 'make clean        remove .venv and caches (pulled models stay; see sash rm)'
+
+# The stamp is newer than what it was made from, so a second call asks pip nothing.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || \
+	  { echo 'error: Sash needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo 'error: $(PYTHON) cannot make a virtual environment; install its venv module' >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: $(STAMP)
+	$(BIN)/sash run gemma-3-270m -f $(CHAPTERS) --max-tokens 120 --stats
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+test-models: $(STAMP)
+	$(BIN)/sash pull $(MODELS)
+	$(BIN)/python -m pytest -m models
+
+test-large: $(STAMP)
+	$(BIN)/python -m pytest -m large
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/check_links.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
