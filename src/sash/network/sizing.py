@@ -1,0 +1,81 @@
+"""How many key/value slots a sequence holds, and the bytes that they take. Needs no torch: `plan` runs on this.
+
+A windowed layer holds a ring of fixed size from the first token on. A layer that must grow takes blocks, each at most
+as large as all before it together, so that a slot once written never moves: nothing is copied to make room.
+"""
+
+from __future__ import annotations
+
+from sash.attention.pattern import AttentionPattern
+from sash.errors import UsageError
+from sash.network.config import ModelConfig
+
+FIRST_BLOCK = 1024
+LARGEST_BLOCK = 8192
+
+
+def block_sizes(context: int) -> tuple[int, ...]:
+    """Slots of each block of a growing layer that holds `context` tokens: the shortest list that covers them.
+
+    The total doubles with every block until blocks hold 8,192 slots; from there on it grows by 8,192. Fewer slots
+    than the last block has are idle.
+
+    Args:
+        context: tokens of the sequence, 0 or more.
+
+    Raises:
+        UsageError: a negative context.
+
+    >>> block_sizes(0), block_sizes(1), block_sizes(1024), block_sizes(1025)
+    ((), (1024,), (1024,), (1024, 1024))
+    >>> block_sizes(30_000)
+    (1024, 1024, 2048, 4096, 8192, 8192, 8192)
+    >>> sum(block_sizes(32_768))
+    32768
+    """
+    if context < 0:
+        raise UsageError(f"a context counts tokens, so it is 0 or more; got {context}")
+    sizes: list[int] = []
+    total = 0
+    while total < context:
+        size = min(max(total, FIRST_BLOCK), LARGEST_BLOCK)
+        sizes.append(size)
+        total += size
+    return tuple(sizes)
+
+
+def kv_slots(pattern: AttentionPattern, context: int) -> int:
+    """Slots that one layer holds for a sequence of `context` tokens.
+
+    A windowed layer holds all its slots from the first token on; a full one whole blocks.
+
+    >>> kv_slots(AttentionPattern(window=4096, pins=4), 100), kv_slots(AttentionPattern(window=4096, pins=4), 10**7)
+    (4100, 4100)
+    >>> kv_slots(AttentionPattern(), 5000)
+    8192
+    """
+    capacity = pattern.capacity()
+    if context < 0 or capacity is None:
+        return sum(block_sizes(context))
+    return capacity
+
+
+def kv_bytes(config: ModelConfig, context: int, itemsize: int) -> int:
+    """Bytes of the keys and values that one sequence of `context` tokens holds in all layers.
+
+    For windowed layers without pins this is 2 x layers x W x n_kv_heads x head_dim x itemsize.
+
+    Args:
+        config: the model.
+        context: tokens of the sequence.
+        itemsize: bytes of one number of the cache: 2 for bfloat16, 4 for float32.
+
+    >>> from sash.network.config import LayerConfig
+    >>> windowed = LayerConfig(pattern=AttentionPattern(window=4096))
+    >>> mistral = ModelConfig(architecture="mistral", vocab_size=32000, dim=4096, n_heads=32, n_kv_heads=8,
+    ...                       head_dim=128, hidden_dim=14336, layers=(windowed,) * 32)
+    >>> kv_bytes(mistral, context=10_000_000, itemsize=2) == 512 * 2**20
+    True
+    """
+    slots = sum(kv_slots(layer.pattern, context) for layer in config.layers)
+    return 2 * slots * config.n_kv_heads * config.head_dim * itemsize
