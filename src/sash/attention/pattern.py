@@ -7,10 +7,12 @@ integers, numpy arrays or torch tensors of any broadcastable shapes.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sash.errors import ConfigError, PinsError, WindowError
+from sash.errors import ConfigError, PinsError, UsageError, WindowError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,50 +153,108 @@ class AttentionPattern:
             return None
         return (self.window - 1) * self.dilation + 1 + self.pins
 
-    def visible_pairs(self, n_tokens: int, n_global: int = 0) -> int:
-        """(query, key) pairs that one head computes for a sequence of `n_tokens`; exact, in constant time.
+    def visible_pairs(
+        self, n_tokens: int, global_positions: Sequence[int] = (), pinned_positions: Sequence[int] = ()
+    ) -> int:
+        """(query, key) pairs that one head computes for a sequence of `n_tokens`: the pairs that `allows` allows.
 
-        `n_global` global tokens are counted as standing at the positions where they cost most: outside every window.
+        Time depends on the number of flagged positions only, not on `n_tokens` or the window.
+
+        Args:
+            n_tokens: tokens of the sequence.
+            global_positions: positions flagged global; like `allows`, only patterns with `global_tokens` read them.
+            pinned_positions: positions flagged to stay; only patterns with `pin_by="flag"` read them. Positions that
+                the sequence does not reach count nothing.
+
+        Raises:
+            UsageError: a negative `n_tokens`.
+            PinsError: more flagged positions than the pattern has pins.
 
         >>> AttentionPattern().visible_pairs(16_384), AttentionPattern(window=4096).visible_pairs(16_384)
         (134225920, 58722304)
+        >>> AttentionPattern(window=3, causal=False, global_tokens=True).visible_pairs(5, global_positions=[0])
+        19
         """
         n = n_tokens
+        if n < 0:
+            raise UsageError(f"a sequence has 0 or more tokens; got {n}")
         if self.window is None:
             return n * (n + 1) // 2 if self.causal else n * n
-        pairs = _pairs_behind(n, self.window, self.dilation)
-        if not self.causal:
-            pairs = 2 * _pairs_behind(n, self.window // 2 + 1, self.dilation) - n
-        if self.pins and self.pin_by == "first":
-            pairs += sum(self._pairs_with_pin(n, pin) for pin in range(min(self.pins, n)))
-        elif self.pins:
-            beyond = max(0, n - self.window * self.dilation)
-            pairs += self.pins * beyond
-        if n_global:
-            full = n if not self.causal else (n + 1) // 2
-            pairs += n_global * 2 * max(0, full - self.window)
+        arm = self._arm
+        pairs = n + (1 if self.causal else 2) * _steps_behind(n, arm, self.dilation)
+        n_first = min(self.pins, n) if self.pin_by == "first" else 0
+        if n_first:
+            rest = n - n_first
+            steps = _steps_behind(n, arm, self.dilation) - _steps_behind(rest, arm, self.dilation)
+            pairs += n * (n - 1) // 2 - rest * (rest - 1) // 2 - steps
+        flagged: set[int] = set()
+        if self.pins and self.pin_by == "flag":
+            flagged.update(pinned_positions)
+            if len(flagged) > self.pins:
+                raise PinsError(f"{len(flagged)} tokens are flagged as pins, and the pattern holds {self.pins}")
+        seers = {p for p in global_positions if 0 <= p < n} if self.global_tokens else set()
+        seen = sorted(p for p in flagged | seers if n_first <= p < n)
+        pairs += sum(self._beyond(n - 1 - key) + (0 if self.causal else self._beyond(key)) for key in seen)
+        return pairs + self._pairs_of_global_queries(n, n_first, seen, seers)
+
+    @property
+    def _arm(self) -> int:
+        """Keys of the window on one side of the query, its own not included."""
+        window = self.window or 1
+        return window - 1 if self.causal else window // 2
+
+    def _beyond(self, n_side: int) -> int:
+        """Of the `n_side` tokens on one side of a token, those that the window does not join to it."""
+        return n_side - min(n_side // self.dilation, self._arm)
+
+    def _pairs_of_global_queries(self, n: int, n_first: int, seen: list[int], seers: set[int]) -> int:
+        """Keys that global queries see and that neither their window nor a pin or flag of the key shows them.
+
+        `seen` are the sorted flagged keys past the first `n_first`, which are all pins; `seers` the global queries.
+        """
+        by_residue: dict[int, list[int]] = {}
+        for key in seen:
+            by_residue.setdefault(key % self.dilation, []).append(key)
+        pairs = 0
+        for query in seers:
+            last = query if self.causal else n - 1
+            low, high = query - self._arm * self.dilation, min(last, query + self._arm * self.dilation)
+            alike = by_residue.get(query % self.dilation, [])
+            in_window = bisect_right(alike, high) - bisect_left(alike, low)
+            shown = bisect_right(seen, last) - in_window
+            nearest = max(0, -((n_first - 1 - query) // self.dilation))  # steps back to the last of the first pins
+            first_in_window = max(0, min(self._arm, query // self.dilation) - nearest + 1)
+            shown += min(n_first, query + 1) - first_in_window if n_first else 0
+            pairs += self._beyond(query) + (0 if self.causal else self._beyond(n - 1 - query)) - shown
         return pairs
 
-    def _pairs_with_pin(self, n: int, pin: int) -> int:
-        """Queries of a sequence of n tokens that see position `pin` as a pin but not through the window."""
-        later = n - 1 - pin
-        through_window = min(later // self.dilation, (self.window or 1) - 1)
-        return later - through_window
+    def flops(
+        self,
+        n_tokens: int,
+        n_heads: int,
+        head_dim: int,
+        global_positions: Sequence[int] = (),
+        pinned_positions: Sequence[int] = (),
+    ) -> int:
+        """Floating-point operations of the attention operator of one layer: q.k and p.v, 2 per multiply-add.
 
-    def flops(self, n_tokens: int, n_heads: int, head_dim: int, n_global: int = 0) -> int:
-        """Floating-point operations of the attention operator of one layer: q.k and p.v, 2 per multiply-add."""
-        return 4 * n_heads * head_dim * self.visible_pairs(n_tokens, n_global)
+        >>> AttentionPattern(window=4096).flops(16_384, n_heads=32, head_dim=128) // 10**9
+        962
+        """
+        return 4 * n_heads * head_dim * self.visible_pairs(n_tokens, global_positions, pinned_positions)
 
 
-def _pairs_behind(n: int, window: int, dilation: int) -> int:
-    """Causal pairs of n tokens under a (dilated) window, own key included.
+def _steps_behind(n: int, arm: int, dilation: int) -> int:
+    """Keys on one side of each of n tokens, summed: min(i // dilation, arm) over i < n.
 
-    >>> _pairs_behind(8, 4, 1), sum(min(i + 1, 4) for i in range(8))
-    (26, 26)
+    >>> _steps_behind(8, 3, 1), sum(min(i, 3) for i in range(8))
+    (18, 18)
+    >>> _steps_behind(9, 2, 2), sum(min(i // 2, 2) for i in range(9))
+    (12, 12)
     """
-    return sum(max(0, n - step * dilation) for step in range(window)) if dilation > 1 else (
-        n * (n + 1) // 2 - max(0, n - window) * (max(0, n - window) + 1) // 2
-    )
+    near = min(n, arm * dilation)
+    rounds, rest = divmod(near, dilation)
+    return dilation * rounds * (rounds - 1) // 2 + rest * rounds + (n - near) * arm
 
 
 def reach(patterns: tuple[AttentionPattern, ...]) -> int | None:
