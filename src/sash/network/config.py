@@ -20,29 +20,36 @@ class RopeScaling:
     Attributes:
         kind: "linear" divides every frequency by `factor`; "llama3" only the slow ones, with a smooth band between
             (Llama 3.1 release, `apply_scaling`); "yarn" interpolates by rotations a trained context makes (YaRN,
-            arXiv 2309.00071, section 3.2) and scales attention by `attention_factor`.
-        factor: the stretch.
+            arXiv 2309.00071, section 3.2) and scales attention by `attention_factor`; "factors" divides each
+            frequency by its own entry of `factors` (the `rope_freqs.weight` of GGUF files).
+        factor: the stretch; 1 for "factors".
         original_context: positions of the first training.
         low_freq_factor, high_freq_factor: edges of llama3's smooth band.
         beta_fast, beta_slow: edges of YaRN's ramp, in rotations.
         attention_factor: what cos and sin are multiplied by; None for YaRN's 0.1 ln(factor) + 1, else 1.
+        factors: head_dim / 2 divisors, the fastest frequency's first; only for "factors".
     """
 
-    kind: Literal["linear", "llama3", "yarn"]
-    factor: float
+    kind: Literal["linear", "llama3", "yarn", "factors"]
+    factor: float = 1.0
     original_context: int = 0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "llama3", "yarn"):
-            raise ConfigError(f"rope scaling {self.kind!r} is not known: linear, llama3 and yarn are")
+        if self.kind not in ("linear", "llama3", "yarn", "factors"):
+            raise ConfigError(f"rope scaling {self.kind!r} is not known: linear, llama3, yarn and factors are")
+        if (self.kind == "factors") != bool(self.factors):
+            raise ConfigError("a rope scaling has factors where its kind is 'factors', and only there")
+        if not all(factor > 0 for factor in self.factors):
+            raise ConfigError("every rope scaling factor must be above 0")
         if not self.factor > 0:
             raise ConfigError(f"rope scaling factor must be above 0; got {self.factor}")
-        if self.kind != "linear" and self.original_context < 1:
+        if self.kind in ("llama3", "yarn") and self.original_context < 1:
             raise ConfigError(f"rope scaling {self.kind!r} needs the context of the first training")
         if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor:
             raise ConfigError("llama3 rope scaling needs low_freq_factor below high_freq_factor")
@@ -147,6 +154,12 @@ class ModelConfig:
             raise ConfigError(f"n_heads = {self.n_heads} is not a multiple of n_kv_heads = {self.n_kv_heads}")
         if self.head_dim % 2:
             raise ConfigError(f"head_dim must be even for rotary embedding; got {self.head_dim}")
+        for scaling in {layer.rope.scaling for layer in self.layers}:
+            if scaling is not None and scaling.factors and len(scaling.factors) != self.head_dim // 2:
+                raise ConfigError(
+                    f"rope scaling has {len(scaling.factors)} factors for the {self.head_dim // 2} frequencies"
+                    f" of a head of {self.head_dim}"
+                )
         if self.activation not in ("silu", "gelu_tanh"):
             raise ConfigError(f"activation {self.activation!r} is not known: silu and gelu_tanh are")
 
