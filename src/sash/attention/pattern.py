@@ -127,6 +127,31 @@ class AttentionPattern:
             near = near | query.is_global | key.is_global
         return same & near
 
+    def is_pin(self, key: TokenMeta) -> Any:
+        """Whether each key is one that stays visible beyond the window.
+
+        >>> AttentionPattern(window=8, pins=2).is_pin(TokenMeta(position=1))
+        True
+        """
+        if not self.pins:
+            return key.position != key.position
+        return (key.pinned if self.pin_by == "flag" else key.position < self.pins) & (key.position >= 0)
+
+    def clamp(self, position: Any, last_pin: Any) -> Any:
+        """The position at which a query is rotated against pinned keys: never farther than the window could be.
+
+        As long as the last pin is within the window, all is as it was; from then on the pins keep the distance that
+        they had at that moment, so that rotary embedding never sees a distance that the model was not trained on.
+        For the first n positions this is StreamingLLM's re-indexing inside the cache (arXiv 2309.17453, section 3.2).
+
+        >>> pattern = AttentionPattern(window=8, pins=2)
+        >>> [pattern.clamp(position, last_pin=1) for position in (3, 9, 1000)]
+        [3, 9, 9]
+        """
+        limit = last_pin + (self.reach_back or 0) + 1
+        farther = position > limit
+        return position * (1 - farther) + limit * farther if isinstance(position, int) else position.minimum(limit)
+
     @property
     def reach_back(self) -> int | None:
         """The largest distance to a key of the window itself; None for all.

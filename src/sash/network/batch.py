@@ -1,0 +1,110 @@
+"""A step's tokens: a flat list, whatever they are for. No padding anywhere.
+
+Ragged batches, chunks of prompts, single decoded tokens and packed training documents are the same thing: runs of
+consecutive positions of a few sequences, one after the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sash.attention.pattern import TokenMeta
+from sash.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One sequence's part of a step.
+
+    Attributes:
+        start, stop: its tokens are tokens[start:stop] of the step.
+        position: absolute position of its first token; the others follow on.
+        row: the cache row of its sequence; -1 without a cache.
+    """
+
+    start: int
+    stop: int
+    position: int = 0
+    row: int = -1
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The tokens of one step. Build one with `Batch.pack`.
+
+    Attributes:
+        tokens_T: token ids, int64.
+        positions_T: absolute positions, int64.
+        spans: which sequence each token belongs to, in order and without gaps.
+        pinned_T: tokens flagged to stay visible; None for none.
+        global_T: tokens flagged global; None for none.
+    """
+
+    tokens_T: Tensor
+    positions_T: Tensor
+    spans: tuple[Span, ...]
+    pinned_T: Tensor | None = None
+    global_T: Tensor | None = None
+
+    @staticmethod
+    def pack(
+        sequences: list[list[int]] | list[Tensor],
+        positions: list[int] | None = None,
+        rows: list[int] | None = None,
+        *,
+        pinned: list[list[bool]] | None = None,
+        is_global: list[list[bool]] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Batch:
+        """Pack runs of tokens of several sequences into one step.
+
+        Args:
+            sequences: token ids, one run a sequence, none of them empty.
+            positions: position of each run's first token; 0 by default.
+            rows: cache row of each sequence; none by default.
+            pinned, is_global: flags, one a token.
+            device: where the step is computed.
+
+        >>> Batch.pack([[5, 6, 7], [8]], positions=[0, 41]).positions_T.tolist()
+        [0, 1, 2, 41]
+        """
+        if not sequences or any(len(run) == 0 for run in sequences):
+            raise UsageError("a step needs at least one token of every sequence in it")
+        spans, runs, start = [], [], 0
+        for index, run in enumerate(sequences):
+            position = positions[index] if positions else 0
+            spans.append(Span(start, start + len(run), position, rows[index] if rows else -1))
+            runs.append(torch.arange(position, position + len(run), dtype=torch.int64))
+            start += len(run)
+        tokens_T = torch.cat([torch.as_tensor(run, dtype=torch.int64) for run in sequences])
+        return Batch(
+            tokens_T.to(device),
+            torch.cat(runs).to(device),
+            tuple(spans),
+            _flags(pinned, device),
+            _flags(is_global, device),
+        )
+
+    def meta(self, span: Span, sequence: int = 0) -> TokenMeta:
+        """Metadata of a span's tokens, each field of shape [len(span)]."""
+        inside = slice(span.start, span.stop)
+        positions = self.positions_T[inside]
+        none = torch.zeros_like(positions, dtype=torch.bool)
+        return TokenMeta(
+            position=positions,
+            sequence=sequence,
+            pinned=none if self.pinned_T is None else self.pinned_T[inside],
+            is_global=none if self.global_T is None else self.global_T[inside],
+        )
+
+
+def _flags(flags: list[list[bool]] | None, device: torch.device | str) -> Tensor | None:
+    if flags is None:
+        return None
+    return torch.tensor([flag for run in flags for flag in run], dtype=torch.bool, device=device)

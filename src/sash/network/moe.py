@@ -1,0 +1,67 @@
+"""Sparse mixture of experts (Mixtral, arXiv 2401.04088, section 2.1): y = sum over the top k of softmax(g)_i E_i(x).
+
+Only chosen experts are computed: tokens are grouped by expert, each expert runs once on its group. An expert may
+itself be a mixture.
+
+Shape suffixes: T packed tokens, D dim, E experts, k chosen experts a token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sash.network.config import ModelConfig, MoEConfig
+from sash.network.layers import FeedForward
+
+
+class MoE(nn.Module):
+    """A layer of experts behind a router.
+
+    Attributes:
+        expert_tokens_E: how many tokens each expert was sent since the last `reset_statistics`, int64.
+        last_choice_Tk: the experts chosen for each token of the last forward, best first.
+    """
+
+    expert_tokens_E: Tensor
+    last_choice_Tk: Tensor | None
+
+    def __init__(self, config: ModelConfig, moe: MoEConfig) -> None:
+        super().__init__()
+        self.top_k = moe.top_k
+        self.gate = nn.Linear(config.dim, moe.n_experts, bias=False)
+        inner = moe.expert
+        self.experts = nn.ModuleList(
+            FeedForward(config) if inner is None else MoE(config, inner) for _ in range(moe.n_experts)
+        )
+        self.register_buffer("expert_tokens_E", torch.zeros(moe.n_experts, dtype=torch.int64), persistent=False)
+        self.last_choice_Tk = None
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """[T, D] -> [T, D]."""
+        logits_Tk, choice_Tk = self.gate(x_TD).float().topk(self.top_k, dim=-1)
+        gates_Tk = logits_Tk.softmax(dim=-1)
+        self._record(choice_Tk)
+
+        order = choice_Tk.flatten().argsort(stable=True)
+        counts = choice_Tk.flatten().bincount(minlength=len(self.experts)).tolist()
+        out_TD = torch.zeros_like(x_TD)
+        for expert, chosen in zip(self.experts, order.split(counts), strict=True):
+            if chosen.numel():
+                token = chosen // self.top_k
+                gate = gates_Tk.flatten()[chosen, None].to(x_TD.dtype)
+                out_TD = out_TD.index_add(0, token, expert(x_TD[token]) * gate)
+        return out_TD
+
+    def _record(self, choice_Tk: Tensor) -> None:
+        with torch.no_grad():
+            self.last_choice_Tk = choice_Tk.detach()
+            self.expert_tokens_E += choice_Tk.flatten().bincount(minlength=len(self.experts))
+
+    def reset_statistics(self) -> None:
+        """Count from zero again, here and in experts that are mixtures."""
+        self.expert_tokens_E.zero_()
+        self.last_choice_Tk = None
+        for expert in self.experts:
+            if isinstance(expert, MoE):
+                expert.reset_statistics()
