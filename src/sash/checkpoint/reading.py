@@ -1,0 +1,96 @@
+"""A stored tensor into memory: as a view of the mapped file where its numbers can stay as they are, else converted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sash.checkpoint.binary_file import BinaryFile
+from sash.checkpoint.dequantize import SLICE_VALUES, check_supported, dequantize_blocks
+from sash.checkpoint.ggml_types import BY_NAME
+from sash.checkpoint.stored import StoredTensor
+
+# Types whose bytes torch can use as they stand. BOOL is not among them: a byte of 2 is no truth value to torch.
+PLAIN: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+# Bytes of plain numbers that are read at once on their way to another type.
+SLICE_BYTES = 8 * 2**20
+
+
+def read_tensor(file: BinaryFile, stored: StoredTensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Read one tensor.
+
+    With the type that it is stored in (or None) the result views the privately mapped file: writable, copied page by
+    page on writing, never written back. With another type, or where blocks must be dequantised (to float32 by
+    default), it is a fresh tensor, filled slice by slice with a few MiB of scratch.
+
+    Args:
+        file: which holds it.
+        stored: its entry, checked against the file.
+        dtype: of the result.
+
+    Raises:
+        CheckpointError: the file has changed or cannot be read.
+        UnsupportedError: a storage type that cannot be dequantised.
+    """
+    file.check_unchanged()
+    plain = PLAIN.get(stored.dtype)
+    if plain is not None and dtype in (None, plain):
+        return _view(file, stored, plain)
+    if plain is not None or stored.dtype == "BOOL":
+        return _convert(file, stored, dtype)
+    return _dequantize(file, stored, torch.float32 if dtype is None else dtype)
+
+
+def _view(file: BinaryFile, stored: StoredTensor, plain: torch.dtype) -> Tensor:
+    """The tensor in place; a copy where it stands at an address that its type cannot be read from at once."""
+    if stored.n_elements == 0:
+        return torch.empty(stored.shape, dtype=plain)
+    if stored.offset % plain.itemsize:
+        return _fetch(file, stored.offset, stored.nbytes).view(plain).view(stored.shape)
+    flat = torch.frombuffer(file.map(), dtype=plain, count=stored.n_elements, offset=stored.offset)
+    return flat.view(stored.shape)
+
+
+def _convert(file: BinaryFile, stored: StoredTensor, dtype: torch.dtype | None) -> Tensor:
+    plain = PLAIN.get(stored.dtype)
+    out = torch.empty(stored.shape, dtype=torch.bool if dtype is None else dtype)
+    flat = out.view(-1)
+    size = 1 if plain is None else plain.itemsize
+    step = SLICE_BYTES // size
+    for first in range(0, stored.n_elements, step):
+        count = min(step, stored.n_elements - first)
+        raw = _fetch(file, stored.offset + first * size, count * size)
+        flat[first : first + count] = raw != 0 if plain is None else raw.view(plain)
+    return out
+
+
+def _dequantize(file: BinaryFile, stored: StoredTensor, dtype: torch.dtype) -> Tensor:
+    check_supported(stored.dtype)
+    kind = BY_NAME[stored.dtype]
+    out = torch.empty(stored.shape, dtype=dtype)
+    flat = out.view(-1, kind.block)
+    step = SLICE_VALUES // kind.block
+    for first in range(0, len(flat), step):
+        count = min(step, len(flat) - first)
+        raw = _fetch(file, stored.offset + first * kind.nbytes, count * kind.nbytes)
+        flat[first : first + count] = dequantize_blocks(raw.view(count, kind.nbytes), stored.dtype)
+    return out
+
+
+def _fetch(file: BinaryFile, offset: int, nbytes: int) -> Tensor:
+    """Bytes of the file as a fresh uint8 tensor."""
+    raw = torch.empty(nbytes, dtype=torch.uint8)
+    file.readinto(offset, raw.numpy().data)
+    return raw
