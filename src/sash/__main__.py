@@ -1,0 +1,5 @@
+"""`python -m sash` is the `sash` command."""
+
+from sash.cli import main
+
+main()

@@ -1,0 +1,24 @@
+"""`sash rm`: remove models from the store."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from sash import hub
+from sash.errors import UsageError
+
+
+def command(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Names as `sash ls` shows them.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove models from the store, and what unfinished pulls of them left."""
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("there is no terminal to ask on: add -y to remove without a question")
+        typer.confirm(f"Remove {', '.join(models)}?", abort=True, err=True)
+    for name in models:
+        typer.echo(f"{name}: {hub.size_text(hub.remove(name))} freed", err=True)
