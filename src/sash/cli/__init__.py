@@ -2,7 +2,8 @@
 
 A verb is a line of `VERBS` and a module `sash.cli.NAME`, imported when the verb is called and not before. The module
 holds either a function `command`, annotated for typer, or, for a verb with verbs of its own, `app`, made by
-`sash.cli.group.verb_app`. It may import torch inside the command only. What a command returns, if it is an integer, is the exit code.
+`sash.cli.group.verb_app`. It may import torch inside the command only. What a command returns, if it is an integer,
+is the exit code.
 
 Importing this module imports neither typer nor torch, so that `sash --help` answers at once.
 """

@@ -70,8 +70,10 @@ def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Run and explain sliding-window language models."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, force=True)
-    logging.getLogger("sash").setLevel(logging.INFO if verbose else logging.WARNING)
+    logger = logging.getLogger("sash")
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    # Replaced, not added: a second call in one process must not say everything twice.
+    logger.handlers[:] = [logging.StreamHandler(sys.stderr)]
     if version:
         from importlib.metadata import version as version_of
 
