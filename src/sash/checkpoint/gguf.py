@@ -248,6 +248,8 @@ def _read_metadata(cursor: _Cursor, n_keys: int) -> tuple[dict[str, Any], int]:
     alignment = DEFAULT_ALIGNMENT
     for _ in range(n_keys):
         key = cursor.string("a metadata key", MAX_KEY_BYTES)
+        if not key:
+            raise cursor.broken("a metadata key is empty")
         if key in metadata:
             raise cursor.broken(f"the key {quoted(key)} appears twice")
         kind = cursor.u32()

@@ -14,8 +14,9 @@ from sash.errors import CheckpointError
 MAX_DEPTH = 32
 _MAX_DIGITS = 400
 
-# Possessive throughout, so that a hostile text costs neither time nor a stack of states to return to.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+# A string, or one bracket outside of strings. Possessive throughout, so that a hostile text costs neither time nor a
+# stack of states to return to.
+_STRING_OR_BRACKET = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -33,7 +34,9 @@ def parse_object(data: bytes, *, what: str, max_values: int) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not such an object.
     """
-    if data.count(b",") + data.count(b"[") + data.count(b"{") > max_values:
+    # A value has at most one key, and each of the two at most two quotes; the rest is for quotes within texts.
+    too_many_quotes = data.count(b'"') > 4 * max_values + 2**16
+    if too_many_quotes or data.count(b",") + data.count(b"[") + data.count(b"{") > max_values:
         raise CheckpointError(f"{what} holds more than {max_values} values: it is not what it claims to be")
     _check_depth(data, what)
     try:
@@ -73,12 +76,13 @@ def read_object(path: Path, *, max_bytes: int, max_values: int) -> dict[str, Any
 
 def _check_depth(data: bytes, what: str) -> None:
     """Refuse deep nesting by looking at brackets outside strings only, before the recursive parser sees the text."""
-    brackets = re.sub(rb"[^\[\]{}]++", b"", _STRING.sub(b"", data))
     depth = 0
-    for bracket in brackets:
-        depth += 1 if bracket in b"[{" else -1
-        if depth > MAX_DEPTH:
-            raise CheckpointError(f"{what} nests more than {MAX_DEPTH} levels deep")
+    for match in _STRING_OR_BRACKET.finditer(data):
+        first = data[match.start()]
+        if first != 0x22:
+            depth += 1 if first in b"[{" else -1
+            if depth > MAX_DEPTH:
+                raise CheckpointError(f"{what} nests more than {MAX_DEPTH} levels deep")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

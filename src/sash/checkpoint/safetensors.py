@@ -55,6 +55,8 @@ class SafetensorsFile:
         try:
             header, start = _read_header(file)
             metadata = _metadata(header.pop("__metadata__", {}), path)
+            if len(header) > MAX_TENSORS:
+                raise CheckpointError(f"{path} lists {len(header)} tensors; at most {MAX_TENSORS} are read")
             entries = [_tensor(name, entry, start, path) for name, entry in header.items()]
             _check_layout(entries, start, file)
         except BaseException:
@@ -84,10 +86,7 @@ def _read_header(file: BinaryFile) -> tuple[dict[str, Any], int]:
     if not data.startswith(b"{"):
         raise CheckpointError(f"{path} is no safetensors file: its header does not begin with '{{'")
     # Seven values a tensor beside its dimensions, of which four is the most that models use.
-    header = parse_object(data, what=f"the header of {path}", max_values=12 * MAX_TENSORS)
-    if len(header) > MAX_TENSORS + 1:
-        raise CheckpointError(f"{path} lists {len(header)} tensors; at most {MAX_TENSORS} are read")
-    return header, 8 + length
+    return parse_object(data, what=f"the header of {path}", max_values=12 * MAX_TENSORS), 8 + length
 
 
 def _metadata(value: object, path: Path) -> dict[str, str]:
