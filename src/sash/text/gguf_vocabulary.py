@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import Any
 
 from sash.errors import TokenizerError
-from sash.text.byte_spelling import CHARACTER_TO_BYTE
 from sash.text.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from sash.text.sentencepiece_proto import PieceType, encode_pieces, encode_settings
 from sash.text.template import ChatTemplate
@@ -295,9 +294,6 @@ def _byte_pair_backend(vocabulary: Vocabulary, merges: list[tuple[str, str]], st
     lacking = next((pair for pair in merges for part in (*pair, pair[0] + pair[1]) if part not in ids), None)
     if lacking is not None:
         raise TokenizerError(f"the merge {' '.join(lacking)[:40]!r} names a token that the vocabulary lacks")
-    alphabet = [character for character in CHARACTER_TO_BYTE if character not in ids]
-    if alphabet:
-        raise TokenizerError(f"a byte-level vocabulary needs all 256 bytes; {len(alphabet)} are missing")
     backend = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=style.whole_words))
     if style.composes:
         backend.normalizer = normalizers.NFC()

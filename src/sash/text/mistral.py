@@ -1,8 +1,8 @@
 """Mistral's own tokenizers, v1 to v15, through mistral-common, which gives the chat format byte for byte.
 
 What the versions are: v1 (Mistral 7B v0.1, Mixtral 8x7B) writes `[INST]` and `[/INST]` as plain text, so a user who
-types `[/INST]` inside a message writes exactly what the format itself writes, and no tokenizer can tell them apart; only
-`<s>` and `</s>` are safe there. From v2 on all markers are control tokens, which text can never become.
+types `[/INST]` inside a message writes exactly what the format itself writes, and no tokenizer can tell them apart;
+only `<s>` and `</s>` are safe there. From v2 on all markers are control tokens, which text can never become.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class MistralTokenizer(Tokenizer):
             self._is_tekken = hasattr(inner, "id_to_byte_piece")
             kind = "Tekken" if self._is_tekken else "SentencePiece"
             self.kind = f"{kind} {self._common.version.value} (mistral-common)"
-            self._pieces = [] if self._is_tekken else list(inner.vocab())
+            self._pieces: list[str] = [] if self._is_tekken else list(inner.vocab())
         self.mask_id = None
         bytes_known = sum(1 for piece in self._pieces if _BYTE_PIECE.fullmatch(piece))
         self._byte_fallback = bytes_known == 256
@@ -111,7 +111,7 @@ class MistralTokenizer(Tokenizer):
 
     @property
     def version(self) -> str:
-        """ "v1", "v2", "v3", "v7" ..."""
+        """The version of the format: "v1", "v2", "v3", "v7" or later."""
         return str(self._common.version.value)
 
     def _encode_text(self, text: str) -> list[int]:

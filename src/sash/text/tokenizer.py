@@ -32,8 +32,8 @@ MAX_VOCABULARY = 1 << 20
 """Entries that a vocabulary may have; the largest in use (Gemma's) has 262,144."""
 
 TURN_ENDS = frozenset(
-    ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>")
-    + ("<end_of_turn>", "<EOT>")
+    {"</s>", "<eos>", "<EOT>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>"}
+    | {"<|eot_id|>", "<|eom_id|>", "<|end|>"}
 )
 """Spellings of control tokens that end a turn or a text, whatever else a file declares as its end."""
 
