@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sash import hub
-from sash.errors import UsageError
+from sash.errors import SashError, UsageError
 
 
 def command(
@@ -19,6 +19,9 @@ def command(
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("there is no terminal to ask on: add -y to remove without a question")
-        typer.confirm(f"Remove {', '.join(models)}?", abort=True, err=True)
+        # typer.confirm would write a blank to standard output, which is for results.
+        typer.echo(f"Remove {', '.join(models)}? [y/N] ", err=True, nl=False)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise SashError("nothing was removed")
     for name in models:
         typer.echo(f"{name}: {hub.size_text(hub.remove(name))} freed", err=True)

@@ -144,11 +144,7 @@ def look_up(name: str) -> Snapshot:
 def fetch(name: str, snapshot: Snapshot, work: Path, progress: Progress) -> tuple[Path, tuple[StoredFile, ...]]:
     """Bring the files of a snapshot into a directory below `work`.
 
-    Args:
-        name: the model's name, for messages.
-        snapshot: what to fetch.
-        work: directory of this pull; unfinished files stay in it and are continued by the next pull.
-        progress: told of one phase in bytes.
+    Unfinished files stay in `work` and are continued by the next pull. `progress` is told of one phase, in bytes.
 
     Returns:
         The directory and what a manifest says of its files.
