@@ -87,7 +87,7 @@ class RingStore:
         taken = int((self.pin_position_RP[row] >= 0).sum())
         if taken + pinned.numel() > self.pattern.pins:
             raise PinsError(
-                f"{taken + pinned.numel()} tokens are pinned, and there is room for {self.pattern.pins}: pin fewer tokens"
+                f"{taken + pinned.numel()} tokens are pinned, and there is room for {self.pattern.pins}: pin fewer"
             )
         pin_slots = torch.arange(taken, taken + pinned.numel(), device=position_T.device)
         return rolling + offset, position_T[rolling] % self.n_slots, pinned + offset, pin_slots
@@ -181,7 +181,7 @@ class GrowingStore:
             start += block.shape[3]
 
     def runs(self, row: int, length: int, oldest: int) -> Iterator[tuple[KeyRun, TokenMeta]]:
-        """The blocks that hold positions 0..length-1 of a row; `oldest` matters only to windows, which lie elsewhere."""
+        """The blocks that hold positions 0..length-1 of a row; `oldest` is for windows, which lie elsewhere."""
         for index, first, end in self._bounds(row):
             filled = min(length, end) - first
             if filled > 0:
@@ -269,7 +269,10 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values held: for windowed layers 2 x layers x W x n_kv_heads x head_dim x itemsize a row."""
+        """Bytes of all keys and values held.
+
+        A row of windowed layers takes 2 x layers x W x n_kv_heads x head_dim x itemsize.
+        """
         return sum(store.nbytes for store in self.stores.values())
 
     def layer_in_store(self, layer: int) -> int:
@@ -286,13 +289,22 @@ class KVCache:
             raise DoesNotFitError(f"all {self.n_rows} rows of the cache are taken: release one first")
         return self._free.pop(0)
 
+    @property
+    def n_free(self) -> int:
+        """Rows that are not taken."""
+        return len(self._free)
+
+    def wipe(self, row: int) -> None:
+        """Empty a row that stays taken: what it held is gone."""
+        for store in self.stores.values():
+            store.wipe(row)
+        self.lengths[row] = 0
+
     def release(self, row: int) -> None:
         """End a sequence: its row is wiped and free."""
         if row in self._free or not 0 <= row < self.n_rows:
             raise UsageError(f"row {row} is not taken")
-        for store in self.stores.values():
-            store.wipe(row)
-        self.lengths[row] = 0
+        self.wipe(row)
         self._free.append(row)
 
     def copy_row(self, row: int, other: KVCache, other_row: int) -> None:

@@ -6,7 +6,7 @@ Gemma 3 and Qwen2 is a value here, per layer where it can differ per layer. Need
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sash.attention.pattern import AttentionPattern, reach
@@ -98,8 +98,8 @@ class MoEConfig:
 class LayerConfig:
     """What may differ from layer to layer."""
 
-    pattern: AttentionPattern = AttentionPattern()
-    rope: RopeConfig = RopeConfig()
+    pattern: AttentionPattern = field(default_factory=AttentionPattern)
+    rope: RopeConfig = field(default_factory=RopeConfig)
     moe: MoEConfig | None = None
 
 
@@ -117,7 +117,8 @@ class ModelConfig:
         embedding_scale: what embeddings are multiplied by.
         attention_scale: what q.k is multiplied by; None for head_dim ** -0.5.
         qk_norm: whether each head's query and key are normalised before rotation.
-        post_norms: whether attention and feed-forward outputs are normalised before they are added (four norms a block).
+        post_norms: whether attention and feed-forward outputs are normalised before they are added: four
+            norms a block.
         qkv_bias: whether wq, wk and wv have biases.
         tied_embeddings: whether the output head is the embedding.
         forced_window: the window that a user forced on a model that has none, or a smaller one than its own: an

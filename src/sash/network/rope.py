@@ -40,7 +40,7 @@ def frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:
 
 
 def _llama3(plain_F: Tensor, scaling: RopeScaling) -> Tensor:
-    """Slow frequencies are divided by the factor, fast ones kept, those between blended (Llama 3.1, `apply_scaling`)."""
+    """Slow frequencies are divided by the factor, fast ones kept, others blended (Llama 3.1, `apply_scaling`)."""
     rotations_F = scaling.original_context * plain_F / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     keep_F = ((rotations_F - low) / (high - low)).clamp(0, 1)
@@ -61,7 +61,7 @@ def _yarn(plain_F: Tensor, theta: float, head_dim: int, scaling: RopeScaling) ->
 
 
 def angles(frequencies_F: Tensor, factor: float, positions_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position and pair, each [T, F] in `dtype`."""
+    """The cosine and sine of every position and pair, each [T, F] in `dtype`."""
     on = torch.device("cpu") if positions_T.device.type == "mps" else positions_T.device  # MPS has no float64
     angle_TF = positions_T.to(on, torch.float64)[:, None] * frequencies_F.to(on)
     cos_TF = (angle_TF.cos() * factor).to(positions_T.device, dtype)

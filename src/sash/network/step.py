@@ -51,7 +51,7 @@ class Step:
         for span in batch.spans if cache is not None else ():
             if cache is not None and cache.lengths[span.row] != span.position:
                 raise UsageError(
-                    f"row {span.row} has read {cache.lengths[span.row]} tokens, so its next position is not {span.position}"
+                    f"row {span.row} has read {cache.lengths[span.row]} tokens: {span.position} is not its next position"
                 )
         self._plans = {pattern: self._plan(pattern) for pattern in dict.fromkeys(config.patterns)}
 

@@ -1,0 +1,95 @@
+"""From sampled tokens to text: one answer under way, whoever drives the engine.
+
+Whole characters only; what may be the beginning of a stop string is held back until it is known not to be.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Many
+
+from sash.completion import Completion, Statistics, View, full_cache_bytes, ring_cache_bytes
+from sash.engine.request import Event, Sequence, Token
+from sash.network.cache import KVCache
+from sash.text.stream import Detokenizer, StopMatcher
+from sash.text.tokenizer import Tokenizer
+
+
+class Answer:
+    """Gathers the events of one sequence into a completion.
+
+    Attributes:
+        stopped: whether a stop string was found; the sequence is then to be cancelled with the reason "stop".
+    """
+
+    def __init__(self, sequence: Sequence, tokenizer: Tokenizer, cache: KVCache, *, stop: Many[str] = ()) -> None:
+        self._sequence, self._cache = sequence, cache
+        self._stop_ids = sequence.request.stop_ids
+        self._detokenizer = Detokenizer(tokenizer, continues=True)
+        self._matcher = StopMatcher(stop)
+        self._text: list[str] = []
+        self._tokens: list[Token] = []
+        self._began = time.perf_counter()
+        self._read_at = self._first_at = self._last_at = self._began
+        self.stopped = False
+
+    def take(self, event: Event) -> str:
+        """Take an event of this sequence; the text that is now safe to show."""
+        now = time.perf_counter()
+        if event.n_read:
+            self._read_at = now
+        if event.token is None:
+            return self._finish() if self._sequence.finish_reason is not None else ""
+        if not self._tokens:
+            self._first_at = now
+        self._last_at = now
+        self._tokens.append(event.token)
+        piece = ""
+        ends = event.token.token_id in self._stop_ids and self._sequence.finish_reason == "stop"
+        if not ends:
+            piece, self.stopped = self._matcher.add(self._detokenizer.add(event.token.token_id))
+        self._text.append(piece)
+        if self._sequence.finish_reason is not None and not self.stopped:
+            piece += self._finish()
+        return piece
+
+    def _finish(self) -> str:
+        piece, self.stopped = self._matcher.add(self._detokenizer.flush())
+        if not self.stopped:
+            piece += self._matcher.flush()
+        self._text.append(piece)
+        return piece
+
+    def completion(self) -> Completion:
+        """The answer as it stands.
+
+        Raises:
+            SashError: what ended the sequence, if an error did.
+        """
+        sequence = self._sequence
+        if sequence.error is not None:
+            raise sequence.error
+        reason = "stop" if self.stopped else sequence.finish_reason or "cancelled"
+        wanted = sequence.request.params.logprobs is not None
+        return Completion(
+            text="".join(self._text),
+            token_ids=tuple(token.token_id for token in self._tokens),
+            finish_reason=reason,
+            logprobs=tuple(self._tokens) if wanted else None,
+            stats=self._statistics(),
+        )
+
+    def _statistics(self) -> Statistics:
+        sequence, config = self._sequence, self._cache.config
+        length = sequence.request.position + sequence.n_known
+        return Statistics(
+            prompt_tokens=len(sequence.request.prompt_ids),
+            completion_tokens=len(self._tokens),
+            read_seconds=self._read_at - self._began,
+            first_token_seconds=self._first_at - self._began,
+            write_seconds=self._last_at - self._first_at,
+            view=View.of(config, length),
+            kv_bytes=ring_cache_bytes(config, length, self._cache.dtype.itemsize),
+            kv_bytes_full=full_cache_bytes(config, length, self._cache.dtype.itemsize),
+            forced_window=config.forced_window,
+        )

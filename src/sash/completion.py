@@ -1,0 +1,128 @@
+"""What generation gives back: the text, and an account of what the model could see while it wrote."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sash.engine.request import FinishReason, Token
+from sash.network.config import ModelConfig
+from sash.network.sizing import kv_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What the next token can see of the `length` tokens before it and itself, from the patterns alone.
+
+    Attributes:
+        length: tokens of the sequence so far.
+        direct: tokens that at least one layer sees through its window.
+        pinned: tokens that are visible only because they are pinned.
+        relayed: tokens that reach it through deeper layers only.
+        out_of_reach: tokens that no path of layers can carry to it.
+        windowed_layers: how many layers have a window; the others see all.
+        window: the largest window; None where no layer has one.
+    """
+
+    length: int
+    direct: int
+    pinned: int
+    relayed: int
+    out_of_reach: int
+    windowed_layers: int
+    window: int | None
+
+    @staticmethod
+    def of(config: ModelConfig, length: int) -> View:
+        """The view from the end of a sequence of `length` tokens.
+
+        A pin is read by every later token, so it is never out of reach; neither is anything that a pin has seen,
+        which the first positions' own past makes nothing.
+        """
+        full = any(window is None for window in config.windows)
+        back = max(pattern.reach_back or 0 for pattern in config.patterns)
+        direct = length if full else min(length, back + 1)
+        pins = max(pattern.pins for pattern in config.patterns)
+        pinned = min(pins, length - direct)
+        reach = config.reach
+        reached = length if reach is None else min(length, reach + 1)
+        relayed = max(0, reached - direct - max(0, pinned - (length - reached)))
+        return View(
+            length=length,
+            direct=direct,
+            pinned=pinned,
+            relayed=relayed,
+            out_of_reach=length - direct - pinned - relayed,
+            windowed_layers=sum(window is not None for window in config.windows),
+            window=config.window,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """How an answer was made.
+
+    Attributes:
+        prompt_tokens: tokens read for this answer; in a session only the new ones.
+        completion_tokens: tokens written.
+        read_seconds: from the start to the end of the prompt.
+        first_token_seconds: from the start to the first token written.
+        write_seconds: from the first token written to the last.
+        view: what the last token could see.
+        kv_bytes: bytes of keys and values held for the sequence.
+        kv_bytes_full: bytes that a cache of every token would hold.
+        forced_window: a window that the user forced on the model (an ablation); None where it is the model's own.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    read_seconds: float
+    first_token_seconds: float
+    write_seconds: float
+    view: View
+    kv_bytes: int
+    kv_bytes_full: int
+    forced_window: int | str | None = None
+
+    @property
+    def read_speed(self) -> float:
+        """Prompt tokens a second."""
+        return self.prompt_tokens / self.read_seconds if self.read_seconds else 0.0
+
+    @property
+    def write_speed(self) -> float:
+        """Tokens a second after the first."""
+        return (self.completion_tokens - 1) / self.write_seconds if self.write_seconds else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, speeds included."""
+        return {**asdict(self), "read_speed": self.read_speed, "write_speed": self.write_speed}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """An answer.
+
+    Attributes:
+        text: what was written, without the stop string or end-of-text token that ended it.
+        token_ids: every token written, the one that ended it included.
+        finish_reason: "stop" (end of text, or a stop string), "length" (max_tokens), "cancelled" or "error".
+        logprobs: of each token written, with alternatives, if asked for.
+        stats: how it was made.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[Token, ...] | None
+    stats: Statistics
+
+
+def full_cache_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
+    """Bytes of a cache that keeps the keys and values of all `length` tokens in every layer, to the token."""
+    return 2 * config.n_layers * length * config.n_kv_heads * config.head_dim * itemsize
+
+
+def ring_cache_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
+    """Bytes that a sequence of `length` tokens holds in a rolling buffer cache."""
+    return kv_bytes(config, length, itemsize)

@@ -1,0 +1,139 @@
+"""A chat that reads only what is new: turns go into one open session, as long as the template lets them.
+
+A rolling buffer cannot be cut back, so what changes the past (`retry`, `undo`, another system prompt) makes the next
+turn read the whole conversation again; so does a template that renders earlier turns differently later on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+from sash.completion import Completion
+from sash.errors import UsageError
+from sash.sampling import SamplingParams
+from sash.session import Session, Stream
+from sash.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class Conversation:
+    """Messages, and the session that has read them.
+
+    Attributes:
+        messages: the conversation so far, each {"role": ..., "content": ...}.
+        session: what has read it; None until the next turn reads it (again).
+        read_anew: tokens that the last turn had to read.
+    """
+
+    def __init__(
+        self,
+        open_session: Callable[[], Session],
+        tokenizer: Tokenizer,
+        *,
+        system: str | None = None,
+        safe_prompt: bool = False,
+    ) -> None:
+        self._open_session, self._tokenizer = open_session, tokenizer
+        self.safe_prompt = safe_prompt
+        self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+        self.session: Session | None = None
+        self.read_anew = 0
+        self._ended: int | None = None
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else None
+
+    def set_system(self, system: str | None) -> None:
+        """Change the system prompt; the next turn reads everything again."""
+        rest = self.messages[1:] if self.system is not None else self.messages
+        self.messages = ([{"role": "system", "content": system}] if system else []) + rest
+        self.session = None
+
+    def replace(self, messages: list[dict[str, str]]) -> None:
+        """Continue another conversation; the next turn reads it whole."""
+        self.messages = [dict(message) for message in messages]
+        self.session = None
+
+    def undo(self) -> str:
+        """Take back the last turn, question and answer; the question.
+
+        Raises:
+            UsageError: there is no turn to take back.
+        """
+        while self.messages and self.messages[-1]["role"] == "assistant":
+            self.messages.pop()
+        if not self.messages or self.messages[-1]["role"] != "user":
+            raise UsageError("there is no turn to take back")
+        self.session = None
+        return self.messages.pop()["content"]
+
+    def say(
+        self, text: str, params: SamplingParams | None = None, progress: Callable[[int], None] | None = None
+    ) -> Stream:
+        """Add a user's message and stream the answer.
+
+        What was written counts as the answer even if the stream is closed early. If nothing was, or the template
+        refuses the message, the conversation stays as it was.
+
+        Raises:
+            TokenizerError: the model has no chat template, or it refuses the message.
+        """
+        turn = [*self.messages, {"role": "user", "content": text}]
+        prompt = self._tokenizer.encode_chat(turn, safe_prompt=self.safe_prompt)
+        fresh = self._new_tokens(prompt)
+        if self.session is None or fresh is None:
+            self.session, fresh = self._open_session(), prompt
+        session = self.session
+        self.read_anew = len(fresh)
+        session.feed(fresh, progress)
+        self.messages = turn
+        stream = session.stream(params)
+        answered = False
+
+        def completion() -> Completion:
+            return stream.completion
+
+        def keep() -> None:
+            nonlocal answered
+            if not answered:
+                answered = True
+                done = stream.completion
+                if not done.token_ids:
+                    self.messages, self.session = turn[:-1], None
+                    return
+                self.messages.append({"role": "assistant", "content": done.text})
+                self._ended = done.token_ids[-1]
+
+        def pieces() -> Iterator[str]:
+            try:
+                yield from stream
+            finally:
+                stream.close()
+                keep()
+
+        def close() -> None:
+            stream.close()
+            keep()
+
+        return Stream(pieces(), completion, close)
+
+    def _new_tokens(self, prompt: list[int]) -> list[int] | None:
+        """What `prompt` adds to what the session has read; None if the session has to begin anew.
+
+        The answer is in the session as it was written, token by token; its text may encode otherwise. So the new
+        part is what follows the answer in the rendered conversation.
+        """
+        if self.session is None or not self.messages or self.messages[-1]["role"] != "assistant":
+            return None
+        so_far = self._tokenizer.encode_chat(self.messages, continue_final=True, safe_prompt=self.safe_prompt)
+        if prompt[: len(so_far)] != so_far:
+            logger.info("the template renders the conversation differently now: reading it again")
+            return None
+        fresh = prompt[len(so_far) :]
+        if fresh and fresh[0] == self._ended:
+            fresh = fresh[1:]
+        return fresh

@@ -1,0 +1,322 @@
+"""LM: the one object a user holds. Load it, read with it, write with it, ask it for numbers.
+
+Shape suffixes: T tokens, D dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Many
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sash import hub
+from sash.answer import Answer
+from sash.attention import dispatch
+from sash.checkpoint import Checkpoint, open_checkpoint
+from sash.checkpoint.load import load_weights, read_description, resolve_dtype
+from sash.completion import Completion
+from sash.conversation import Conversation
+from sash.engine.engine import Engine
+from sash.engine.request import Request
+from sash.errors import DoesNotFitError, EmptyPromptError, UnsupportedError, UsageError
+from sash.masked import MaskedLM
+from sash.memory import available_memory
+from sash.network.batch import Batch
+from sash.network.cache import KVCache
+from sash.network.config import ModelConfig
+from sash.network.decoder import Decoder
+from sash.network.shapes import n_parameters
+from sash.sampling import SamplingParams
+from sash.session import Session, Stream, check_ids
+from sash.text.tokenizer import Tokenizer, from_folder, from_gguf
+
+logger = logging.getLogger(__name__)
+
+Window = int | Literal["full"] | None
+Prompt = str | list[int]
+
+HEAD_ROWS = 128
+"""Tokens whose logits are held at once where only a few of them are wanted: 128 x 262,144 x 4 bytes are 128 MiB."""
+
+
+class LM:
+    """A decoder language model with its tokenizer.
+
+    Attributes:
+        config: what the network is, any forced window and pins included.
+        decoder: the network.
+        tokenizer: text to ids and back.
+        name: what it was loaded as.
+        chunk: tokens of a prompt that are read at once.
+    """
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, *, name: str = "", chunk: int = 512) -> None:
+        if chunk < 1:
+            raise UsageError(f"a chunk is 1 token or more; got {chunk}")
+        self.config: ModelConfig = decoder.config
+        self.decoder, self.tokenizer, self.name, self.chunk = decoder, tokenizer, name, chunk
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.decoder.tok_embeddings.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.decoder.tok_embeddings.weight.dtype
+
+    def cache(self, n_rows: int = 1) -> KVCache:
+        """An empty rolling buffer cache for `n_rows` sequences."""
+        return KVCache(self.config, n_rows, self.dtype, self.device)
+
+    # Reading: numbers about a text.
+
+    def hidden(self, ids: list[int], chunk: int | None = 512) -> Iterator[Tensor]:
+        """Hidden states of `ids`, chunk by chunk, each [C, D], read through the rolling buffer.
+
+        `chunk=None` reads all of it in one forward without a cache. The result does not depend on `chunk`.
+
+        Raises:
+            EmptyPromptError: no tokens.
+            UsageError: a token id or chunk that cannot be.
+        """
+        if not ids:
+            raise EmptyPromptError("there are no tokens to read")
+        if chunk is not None and chunk < 1:
+            raise UsageError(f"a chunk is 1 token or more, or None for one forward without a cache; got {chunk}")
+        check_ids(ids, self.config.vocab_size)
+        with torch.inference_mode():
+            if chunk is None:
+                yield self.decoder(Batch.pack([ids], device=self.device))
+                return
+            cache = self.cache()
+            row = cache.allocate()
+            for start in range(0, len(ids), chunk):
+                batch = Batch.pack([ids[start : start + chunk]], [start], [row], device=self.device)
+                yield self.decoder(batch, cache)
+
+    def logits(self, ids: list[int], chunk: int | None = 512) -> Tensor:
+        """Logits after each token of `ids`, [T, V] float32; see `hidden` for `chunk`."""
+        out_TV = torch.empty(len(ids), self.config.vocab_size)
+        start = 0
+        for hidden_CD in self.hidden(ids, chunk):
+            for rows_ND in hidden_CD.split(HEAD_ROWS):
+                out_TV[start : start + len(rows_ND)] = self._logits(rows_ND)
+                start += len(rows_ND)
+        return out_TV
+
+    def score(self, ids: list[int], chunk: int | None = 512, progress: Callable[[int], None] | None = None) -> Tensor:
+        """Logarithmic probability of each token after those before it, [T - 1] float32: the first has none.
+
+        Args:
+            ids: token ids.
+            chunk: see `hidden`.
+            progress: called with the number of tokens read after each chunk.
+        """
+        wanted = torch.tensor(ids[1:], dtype=torch.int64)
+        scores: list[Tensor] = []
+        start = 0
+        for hidden_CD in self.hidden(ids, chunk):
+            for rows_ND in hidden_CD.split(HEAD_ROWS):
+                next_N = wanted[start : start + len(rows_ND)]
+                if len(next_N):
+                    logits_NV = self._logits(rows_ND[: len(next_N)])
+                    chosen_N = logits_NV.gather(1, next_N.to(logits_NV.device)[:, None]).squeeze(1)
+                    scores.append((chosen_N - logits_NV.logsumexp(-1)).cpu())
+                start += len(rows_ND)
+            if progress is not None:
+                progress(len(hidden_CD))
+        return torch.cat(scores) if scores else torch.empty(0)
+
+    @torch.inference_mode()
+    def _logits(self, hidden_ND: Tensor) -> Tensor:
+        return self.decoder.logits(hidden_ND)
+
+    # Writing.
+
+    def generate(self, prompt: Prompt | list[Prompt], **sampling: Any) -> Any:
+        """Continue a prompt, or several at once.
+
+        Args:
+            prompt: text, token ids, or a list of such; texts get the model's begin-of-text id.
+            **sampling: fields of `SamplingParams`: max_tokens, temperature, top_p, top_k, min_p, repetition_penalty,
+                seed, stop, logprobs, ignore_eos.
+
+        Returns:
+            A `Completion`, or a list of them in the order of the prompts.
+
+        Raises:
+            EmptyPromptError: a prompt of no tokens.
+            UsageError: a sampling field or token id that cannot be.
+        """
+        several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
+        prompts: list[Prompt] = list(prompt) if several else [prompt]  # type: ignore[list-item,arg-type]
+        params = SamplingParams(**_as_tuple(sampling))
+        encoded = [self._encode(one) for one in prompts]
+        if not encoded:
+            return []
+        cache = self.cache(min(len(encoded), MAX_SEQUENCES))
+        engine = Engine(self.decoder, cache, chunk=self.chunk)
+        answers = {}
+        for ids in encoded:
+            request = Request(prompt_ids=tuple(ids), params=params, stop_ids=self.tokenizer.eos_ids)
+            sequence = engine.submit(request)
+            answers[id(sequence)] = (sequence, Answer(sequence, self.tokenizer, cache, stop=params.stop))
+        while not engine.idle:
+            for event in engine.step():
+                sequence, answer = answers[id(event.sequence)]
+                answer.take(event)
+                if answer.stopped:
+                    engine.cancel(sequence, "stop")
+        completions = [answer.completion() for _, answer in answers.values()]
+        return completions if several else completions[0]
+
+    def stream(self, prompt: Prompt, **sampling: Any) -> Stream:
+        """Continue a prompt piece by piece; the stream's `completion` holds the whole afterwards."""
+        session = self.session()
+        session.feed(self._encode(prompt))
+        return session.stream(SamplingParams(**_as_tuple(sampling)))
+
+    def chat(self, messages: Many[Mapping[str, str]], *, safe_prompt: bool = False, **sampling: Any) -> Completion:
+        """Answer the last of `messages`, each a mapping with "role" and "content".
+
+        Args:
+            messages: the conversation so far.
+            safe_prompt: put the guardrail of the Mistral 7B paper (section 5.1) in front.
+            **sampling: fields of `SamplingParams`.
+
+        Raises:
+            TokenizerError: the model has no chat template, or it refuses the messages.
+        """
+        ids = self.tokenizer.encode_chat(messages, safe_prompt=safe_prompt)
+        completion: Completion = self.generate(ids, **sampling)
+        return completion
+
+    def session(self) -> Session:
+        """An open rolling buffer: feed it forever, let it write at any point."""
+        return Session(self.decoder, self.tokenizer, self.cache(), chunk=self.chunk)
+
+    def conversation(self, system: str | None = None, *, safe_prompt: bool = False) -> Conversation:
+        """A chat that reads only what is new in each turn."""
+        return Conversation(self.session, self.tokenizer, system=system, safe_prompt=safe_prompt)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids or (isinstance(prompt, str) and not prompt):
+            raise EmptyPromptError("the prompt has no tokens: give some text to read")
+        check_ids(ids, self.config.vocab_size)
+        return ids
+
+
+MAX_SEQUENCES = 16
+"""Prompts of one call that run at once; more wait for a row."""
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    window: Window = None,
+    pins: int = 0,
+    threads: int | None = None,
+    chunk: int = 512,
+    attention: str = "auto",
+) -> LM | MaskedLM:
+    """Load a model.
+
+    Args:
+        name_or_path: a catalogue name, an `org/name` that was pulled, a model folder, or a GGUF file.
+        dtype: what to compute in; by default what the checkpoint is stored in, or bfloat16 if it is quantised.
+        device: "cpu", "cuda", "mps".
+        window: None keeps the checkpoint's own windows; an integer limits every layer to that many keys, "full" lifts
+            every window. On a model that was not trained so, this is an ablation, and is labelled so.
+        pins: first positions that stay visible in windowed layers.
+        threads: CPU threads; by default as many as torch chooses.
+        chunk: tokens of a prompt that are read at once.
+        attention: backend, "auto", "torch" or "reference".
+
+    Returns:
+        An `LM`, or for an encoder such as Longformer a `MaskedLM`.
+
+    Raises:
+        ModelNotFoundError: no such model.
+        CheckpointError: a broken file.
+        ConfigError: a configuration that is not understood.
+        DoesNotFitError: the weights are larger than the memory that is available.
+        WindowError, PinsError, UsageError: arguments that cannot be.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads counts CPU threads, so it is 1 or more; got {threads}")
+        torch.set_num_threads(threads)
+    place = _device(device)
+    path = hub.resolve(str(name_or_path))
+    with open_checkpoint(path) as checkpoint:
+        description = read_description(checkpoint)
+        precision = resolve_dtype(dtype, checkpoint, place)
+        backend = dispatch.resolve(attention, place, precision)
+        tokenizer = _tokenizer(checkpoint)
+        if not isinstance(description.config, ModelConfig):
+            if window is not None or pins:
+                raise UnsupportedError("window and pins are for decoders; an encoder's windows are part of its weights")
+            return MaskedLM.build(description, checkpoint, tokenizer, precision, place, str(name_or_path))
+        config = description.config.with_window(window, pins)
+        _check_memory(n_parameters(config) * precision.itemsize, place)
+        decoder = load_weights(lambda: Decoder(config, backend), description, checkpoint, precision, place)
+    if not isinstance(decoder, Decoder):
+        raise UnsupportedError("the checkpoint did not build a decoder")
+    if config.forced_window is not None:
+        logger.warning("window %s is forced on this model: an ablation, not the model as it was trained", window)
+    return LM(decoder, tokenizer, name=str(name_or_path), chunk=chunk)
+
+
+def load_decoder(name_or_path: str | Path, **options: Any) -> LM:
+    """`load`, for callers that need to write text.
+
+    Raises:
+        UnsupportedError: the model is an encoder.
+    """
+    model = load(name_or_path, **options)
+    if not isinstance(model, LM):
+        raise UnsupportedError(f"{name_or_path} is an encoder: it reads text and fills masks, but cannot write on")
+    return model
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    return from_gguf(checkpoint.config) if checkpoint.kind == "gguf" else from_folder(checkpoint.path)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {str(device)!r} is not available here: {str(error).splitlines()[0]}") from error
+    return place
+
+
+def _check_memory(nbytes: int, device: torch.device) -> None:
+    available = available_memory() if device.type == "cpu" else None
+    if available is not None and nbytes > available:
+        raise DoesNotFitError(
+            f"the weights need {nbytes / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are available: "
+            "use dtype='bfloat16' or a smaller model"
+        )
+
+
+def _as_tuple(sampling: dict[str, Any]) -> dict[str, Any]:
+    stop = sampling.get("stop")
+    if stop is not None:
+        sampling = {**sampling, "stop": (stop,) if isinstance(stop, str) else tuple(stop)}
+    unknown = set(sampling) - set(SamplingParams.__dataclass_fields__)
+    if unknown:
+        known = ", ".join(sorted(SamplingParams.__dataclass_fields__))
+        raise UsageError(f"{sorted(unknown)[0]!r} is not a sampling field: {known} are")
+    return sampling

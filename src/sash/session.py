@@ -1,0 +1,179 @@
+"""A rolling buffer kept open: feed it as often as you like, forever, and let it write at any point."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import torch
+
+from sash.answer import Answer
+from sash.completion import Completion, View
+from sash.engine.engine import Engine
+from sash.engine.request import Request
+from sash.errors import EmptyPromptError, UsageError
+from sash.network.batch import Batch
+from sash.network.cache import KVCache
+from sash.network.decoder import Decoder
+from sash.sampling import SamplingParams
+from sash.text.tokenizer import Tokenizer
+
+HISTORY = 4096
+"""Tokens back to which a session's repetition penalty looks."""
+
+
+class Stream:
+    """Pieces of an answer as they are written: iterate over it; afterwards `completion` holds the whole.
+
+    Stopping early (`close`, or leaving the loop) ends the answer where it is.
+    """
+
+    def __init__(self, pieces: Iterator[str], finish: Callable[[], Completion], close: Callable[[], None]) -> None:
+        self._pieces, self._finish, self._close = pieces, finish, close
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def close(self) -> None:
+        """End the answer now; what was written so far stays."""
+        self._close()
+
+    @property
+    def completion(self) -> Completion:
+        """The answer as far as it has been written."""
+        return self._finish()
+
+
+class Session:
+    """One sequence without end, in the memory of its window.
+
+    Everything fed and written is read once. The last known token always waits unread, so that an answer can begin
+    with it.
+
+    Attributes:
+        tokens: tokens fed and written so far.
+    """
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, cache: KVCache, *, chunk: int = 512) -> None:
+        self._decoder, self._tokenizer, self._cache, self._chunk = decoder, tokenizer, cache, chunk
+        self._row = cache.allocate()
+        self._unread: list[int] = []
+        self._history: deque[int] = deque(maxlen=HISTORY)
+        self.tokens = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values held."""
+        return self._cache.nbytes
+
+    @property
+    def view(self) -> View:
+        """What the last token can see."""
+        return View.of(self._cache.config, self.tokens)
+
+    def feed(self, text: str | list[int], progress: Callable[[int], None] | None = None) -> int:
+        """Read on.
+
+        Args:
+            text: text, encoded by itself (with the model's begin-of-text id if nothing was fed before), or token ids.
+            progress: called with the number of tokens read after each chunk.
+
+        Returns:
+            How many tokens it was.
+
+        Raises:
+            UsageError: a token id that the model does not have.
+        """
+        ids = self._tokenizer.encode(text, bos=self.tokens == 0) if isinstance(text, str) else list(text)
+        check_ids(ids, self._decoder.config.vocab_size)
+        self._unread += ids
+        self.tokens += len(ids)
+        self._history.extend(ids)
+        while len(self._unread) > 1:
+            count = min(self._chunk, len(self._unread) - 1)
+            self._read(self._unread[:count])
+            del self._unread[:count]
+            if progress is not None:
+                progress(count)
+        return len(ids)
+
+    @torch.inference_mode()
+    def _read(self, ids: list[int]) -> None:
+        batch = Batch.pack([ids], [self._cache.lengths[self._row]], [self._row], device=self._cache.device)
+        self._decoder(batch, self._cache)
+
+    def stream(self, params: SamplingParams | None = None) -> Stream:
+        """Write on, piece by piece.
+
+        Raises:
+            EmptyPromptError: nothing was fed yet.
+        """
+        if not self._unread:
+            raise EmptyPromptError("the session has read nothing yet: feed it some text first")
+        params = params or SamplingParams()
+        request = Request(
+            prompt_ids=tuple(self._unread),
+            params=params,
+            stop_ids=self._tokenizer.eos_ids,
+            row=self._row,
+            position=self._cache.lengths[self._row],
+            keep_row=True,
+            history=tuple(self._history)[: -len(self._unread)],
+        )
+        engine = Engine(self._decoder, self._cache, chunk=self._chunk, rows=[])
+        sequence = engine.submit(request)
+        answer = Answer(sequence, self._tokenizer, self._cache, stop=params.stop)
+
+        def settle() -> None:
+            if sequence.finish_reason is None:
+                engine.cancel(sequence)
+
+        def pieces() -> Iterator[str]:
+            try:
+                while not engine.idle:
+                    for event in engine.step():
+                        self._note(event.token.token_id if event.token else None)
+                        piece = answer.take(event)
+                        if answer.stopped:
+                            engine.cancel(sequence, "stop")
+                        if piece:
+                            yield piece
+            finally:
+                settle()
+
+        return Stream(pieces(), answer.completion, settle)
+
+    def _note(self, token_id: int | None) -> None:
+        if token_id is not None:
+            self._unread = [token_id]
+            self.tokens += 1
+            self._history.append(token_id)
+
+    def generate(self, params: SamplingParams | None = None) -> Completion:
+        """Write on to the end of the answer."""
+        stream = self.stream(params)
+        for _ in stream:
+            pass
+        return stream.completion
+
+    def fork(self) -> Session:
+        """A second session that has read the same and goes its own way; the first is untouched."""
+        config = self._cache.config
+        cache = KVCache(config, 1, self._cache.dtype, self._cache.device)
+        twin = Session(self._decoder, self._tokenizer, cache, chunk=self._chunk)
+        cache.copy_row(twin._row, self._cache, self._row)
+        twin._unread = list(self._unread)
+        twin._history = self._history.copy()
+        twin.tokens = self.tokens
+        return twin
+
+
+def check_ids(ids: list[int], vocab_size: int) -> None:
+    """Refuse token ids that the model does not have.
+
+    Raises:
+        UsageError: an id below 0 or past the vocabulary.
+    """
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise UsageError(f"token id {token} is not in the model's vocabulary of {vocab_size}")
