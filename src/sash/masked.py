@@ -1,14 +1,25 @@
-"""Fill masks: a text with gaps to the words that an encoder expects in them."""
+"""MaskedLM: what a user holds of an encoder. It reads whole texts, and finds the words that are masked in them.
+
+Shape suffixes: T tokens, D dim, M masks, V vocabulary.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from sash.errors import TokenizerError, UsageError
+from sash.errors import TokenizerError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sash.attention.segment import Backend
+    from sash.checkpoint import Checkpoint
+    from sash.families import Description
+    from sash.network.encoder_config import EncoderConfig
     from sash.network.longformer import Longformer
 
 
@@ -115,3 +126,89 @@ def fill(
         ]
         for tokens, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
+
+
+class MaskedLM:
+    """An encoder with its tokenizer.
+
+    Attributes:
+        config: what the network is.
+        network: the encoder.
+        tokenizer: text to ids and back.
+        name: what it was loaded as.
+    """
+
+    def __init__(self, network: Longformer, tokenizer: MaskTokenizer, *, name: str = "") -> None:
+        self.config: EncoderConfig = network.config
+        self.network, self.tokenizer, self.name = network, tokenizer, name
+
+    @staticmethod
+    def build(
+        description: Description,
+        checkpoint: Checkpoint,
+        tokenizer: MaskTokenizer,
+        dtype: torch.dtype,
+        device: torch.device,
+        name: str = "",
+        backend: Backend | None = None,
+    ) -> MaskedLM:
+        """Load an encoder's weights.
+
+        Args:
+            description: what the checkpoint holds.
+            checkpoint: open.
+            tokenizer: the model's own.
+            dtype: of the weights.
+            device: where they are to be.
+            name: what it is loaded as.
+            backend: what computes attention; None for the torch backend.
+
+        Raises:
+            UnsupportedError: the checkpoint holds no encoder that Sash knows.
+            CheckpointError: a tensor is missing or of another shape than the configuration says.
+        """
+        from sash.attention.torch_backend import attend_segment
+        from sash.checkpoint.load import load_weights
+        from sash.network.encoder_config import EncoderConfig
+        from sash.network.longformer import Longformer
+
+        config = description.config
+        if not isinstance(config, EncoderConfig):
+            raise UnsupportedError(f"{config.architecture} is no encoder that Sash knows: longformer is")
+        build = partial(Longformer, config, backend or attend_segment)
+        network = load_weights(build, description, checkpoint, dtype, device)
+        if not isinstance(network, Longformer):
+            raise UnsupportedError("the checkpoint did not build an encoder")
+        return MaskedLM(network, tokenizer, name=name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.network.tok_embeddings.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.network.tok_embeddings.weight.dtype
+
+    def encode(self, ids: Sequence[int], global_positions: Sequence[int] = ()) -> Tensor:
+        """Hidden states of one sequence, [T, D].
+
+        Args:
+            ids: token ids, special tokens included.
+            global_positions: indices of the tokens that see all and are seen by all, in any order.
+
+        Raises:
+            EmptyPromptError: no tokens.
+            UsageError: an id outside of the vocabulary, or a global position outside of the sequence.
+            PromptOverflowError: more tokens than the model has positions.
+        """
+        from sash.network.longformer import encode
+
+        return encode(self.network, ids, global_positions)
+
+    def fill(
+        self, text: str, *, top_k: int = 5, global_positions: Sequence[int] | None = None
+    ) -> list[list[Candidate]]:
+        """The likeliest words for each mask of a text; see `fill`."""
+        return fill(self.network, self.tokenizer, text, top_k=top_k, global_positions=global_positions)
