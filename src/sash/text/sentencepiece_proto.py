@@ -53,13 +53,16 @@ def _block(field: int, content: bytes) -> bytes:
 
 def encode_pieces(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> bytes:
     """The vocabulary part of a model; the three sequences have one length."""
-    text_tag = _varint(_PIECE_TEXT << 3 | _BYTES)
-    score_tag = _varint(_PIECE_SCORE << 3 | _FLOAT)
+    text_tag, score_tag = bytes([_PIECE_TEXT << 3 | _BYTES]), bytes([_PIECE_SCORE << 3 | _FLOAT])
+    kind_tag, block_tag = bytes([_PIECE_TYPE << 3 | _VARINT]), bytes([_MODEL_PIECES << 3 | _BYTES])
+    short = [_varint(length) for length in range(128)]  # nearly every length, made once
+    pack = struct.Struct("<f").pack
     out: list[bytes] = []
     for piece, score, kind in zip(pieces, scores, types, strict=True):
         raw = piece.encode("utf-8")
-        body = text_tag + _varint(len(raw)) + raw + score_tag + struct.pack("<f", score) + _integer(_PIECE_TYPE, kind)
-        out.append(_block(_MODEL_PIECES, body))
+        length = short[len(raw)] if len(raw) < 128 else _varint(len(raw))
+        body = b"".join((text_tag, length, raw, score_tag, pack(score), kind_tag, short[kind]))
+        out += (block_tag, short[len(body)] if len(body) < 128 else _varint(len(body)), body)
     return b"".join(out)
 
 
