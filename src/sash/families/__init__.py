@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from sash.errors import ConfigError
-from sash.families.description import Description, EncoderConfig, Source, TensorSlice, parse_slice
+from sash.families.description import Description, Source, TensorSlice, parse_slice
 from sash.families.reading import ConfigReader
 
-__all__ = ["Description", "EncoderConfig", "Kind", "Source", "TensorSlice", "describe", "parse_slice"]
+__all__ = ["Description", "Kind", "Source", "TensorSlice", "describe", "parse_slice"]
 
 Kind = Literal["huggingface", "mistral", "gguf"]
 

@@ -6,20 +6,12 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from sash.errors import CheckpointError, ConfigError, UnsupportedError
 from sash.network.config import ModelConfig
+from sash.network.encoder_config import EncoderConfig
 
 logger = logging.getLogger("sash.families")
-
-
-class EncoderConfig(Protocol):
-    """What is asked of the configuration of a network that is not a decoder: a label for people."""
-
-    @property
-    def architecture(self) -> str:
-        """For example "longformer"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +35,7 @@ class Description:
     """A checkpoint in our terms.
 
     Attributes:
-        config: a `ModelConfig` for a decoder; an encoder's own type otherwise.
+        config: a `ModelConfig` for a decoder, an `EncoderConfig` for an encoder.
         weights: our parameter names -> the checkpoint's. A value may name a part of a tensor, see `parse_slice`.
         ignored: tensors of the checkpoint that are known to be unneeded.
     """

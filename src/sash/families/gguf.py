@@ -101,11 +101,11 @@ def moe(keys: ConfigReader) -> MoEConfig | None:
         ConfigError: experts of another width than the file's feed-forward networks.
     """
     experts = keys.integer("expert_count", 0, low=0, high=MAX_EXPERTS)
-    used = keys.integer("expert_used_count", 0, low=0, high=experts)
     if not experts:
+        keys.fixed("expert_used_count", 0)
         return None
     keys.fixed("expert_feed_forward_length", keys.integer("feed_forward_length"))
-    return MoEConfig(n_experts=experts, top_k=used)
+    return MoEConfig(n_experts=experts, top_k=keys.integer("expert_used_count", high=experts))
 
 
 def decoder(keys: ConfigReader, source: Source, **own: Any) -> ModelConfig:

@@ -22,6 +22,7 @@ def from_huggingface(source: Source) -> Description:
     """
     keys = ConfigReader(source.config)
     keys.fixed("hidden_act", "silu")
+    keys.fixed("use_mrope", False)
     count, context = n_layers(keys), context_length(keys)
     rope = huggingface_rope(keys, 10_000.0, context)
     config = decoder(
