@@ -94,7 +94,7 @@ def band_matrix(
     if n_tokens < 1:
         raise UsageError(f"a mask needs 1 token or more; got {n_tokens}")
     if n_tokens > MOST_TOKENS:
-        raise UsageError(f"a mask is drawn for at most {MOST_TOKENS} tokens; got {n_tokens:,}: use --len {MOST_TOKENS}")
+        raise UsageError(f"a mask is drawn for at most {MOST_TOKENS} tokens; got {n_tokens:,}: give fewer")
     if labels and len(labels) != n_tokens:
         raise UsageError(f"{len(labels)} labels for {n_tokens} tokens: give one each, or none")
     for position in (*global_positions, *pinned_positions):

@@ -103,7 +103,7 @@ def rolling_buffer(
     if n_tokens < 1:
         raise UsageError(f"a rolling buffer needs 1 token or more; got {n_tokens}")
     if n_tokens > MOST_STEPS:
-        raise UsageError(f"a rolling buffer is drawn for at most {MOST_STEPS} tokens; got {n_tokens:,}")
+        raise UsageError(f"a rolling buffer is drawn for at most {MOST_STEPS} tokens; got {n_tokens:,}: give fewer")
     if labels and len(labels) != n_tokens:
         raise UsageError(f"{len(labels)} labels for {n_tokens} tokens: give one each, or none")
     by_flag = pattern.pin_by == "flag"
