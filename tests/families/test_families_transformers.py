@@ -120,3 +120,12 @@ def test_yarn_scales_attention_as_transformers_does(transformers: Any) -> None:
         assert scaling is not None
         found = 1.1386294361119891 if scaling.attention_factor is None else scaling.attention_factor
         assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma3"])
+def test_windows_without_layer_types(name: str, transformers: Any) -> None:
+    family, own = MODELS[name]
+    config_class = getattr(transformers, "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config")
+    written = config_class(**SMALL, **own).to_dict()
+    old = {key: value for key, value in written.items() if key != "layer_types"}
+    assert describe("huggingface", old).decoder.windows == describe("huggingface", written).decoder.windows
