@@ -1,6 +1,7 @@
 """The catalogue against what it really fetched: `make test-models` pulls both models first."""
 
 import pytest
+
 from sash import hub
 from sash.hub import store
 

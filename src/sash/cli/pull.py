@@ -30,11 +30,12 @@ class PullBar:
 
             self._bar = bars.Progress(
                 bars.TextColumn("{task.description}"),
-                bars.BarColumn(),
+                bars.BarColumn(bar_width=None),
                 bars.DownloadColumn(binary_units=True),
                 bars.TransferSpeedColumn(),
                 bars.TimeRemainingColumn(),
                 console=rich.console.Console(stderr=True),
+                expand=True,
             )
             self._bar.start()
         return self
