@@ -22,7 +22,7 @@ from sash.explain.reach import cone, draw_cone
 from sash.explain.rolling import draw_rolling_buffer, rolling_buffer
 from sash.network.config import ModelConfig
 
-app = verb_app(no_args_is_help=True, help="Draw what a window does: who sees whom, what is known, kept, and paid for.")
+app = verb_app()
 
 Model = Annotated[
     str | None, typer.Option("--model", metavar="NAME", help="Use a model's own windows and tokens; also mistral-7b.")
@@ -165,6 +165,13 @@ def _print(as_json: bool, data: dict[str, Any], drawing: str, notes: Sequence[st
         typer.echo(json.dumps(data | ({"notes": list(notes)} if notes else {}), indent=2, ensure_ascii=False))
         return
     typer.echo("\n".join([drawing, *notes]))
+
+
+@app.callback(invoke_without_command=True)
+def overview(context: typer.Context) -> None:
+    """Draw what a window does: who sees whom, what can be known, what is kept, what it costs."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()

@@ -16,6 +16,7 @@ from sash.attention.pattern import AttentionPattern
 from sash.errors import UsageError
 from sash.explain.labels import padded, table, visible, widest
 from sash.explain.spans import Spans
+from sash.explain.visible_keys import Flagged
 
 MOST_COLUMNS = 64
 Kind = Literal["direct", "pinned", "global", "relay", "out"]
@@ -142,48 +143,6 @@ class Cone:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Flags:
-    """The sequence: its length and the positions flagged in it."""
-
-    n: int
-    pinned: Spans
-    is_global: Spans
-
-    def window_keys(self, pattern: AttentionPattern, queries: Spans) -> Spans:
-        """Keys that the window alone shows to any of `queries`."""
-        last = queries.last
-        if last is None:
-            return queries
-        if pattern.window is None:
-            return Spans.of([(0, last + 1 if pattern.causal else self.n)])
-        steps = pattern.window - 1 if pattern.causal else pattern.window // 2
-        keys = queries.smeared(steps, -pattern.dilation)
-        if not pattern.causal:
-            keys = keys | queries.smeared(steps, pattern.dilation)
-        return keys.within(0, self.n)
-
-    def pin_keys(self, pattern: AttentionPattern, queries: Spans) -> Spans:
-        """Keys that any of `queries` sees because they are pinned."""
-        pins = self.pinned if pattern.pin_by == "flag" else Spans.of([(0, pattern.pins)])
-        return pins.within(0, 1 + (-1 if queries.last is None else queries.last)) if pattern.pins else Spans()
-
-    def global_keys(self, pattern: AttentionPattern, queries: Spans) -> Spans:
-        """Keys that any of `queries` sees because one of the two is global."""
-        if not pattern.global_tokens or queries.last is None:
-            return Spans()
-        keys = self.is_global.within(0, queries.last + 1 if pattern.causal else self.n)
-        seers = (queries - (queries - self.is_global)).last
-        if seers is None:
-            return keys
-        return keys | Spans.of([(0, seers + 1 if pattern.causal else self.n)])
-
-    def keys(self, pattern: AttentionPattern, queries: Spans) -> Spans:
-        """All keys that any of `queries` sees."""
-        seen = self.window_keys(pattern, queries)
-        return seen | self.pin_keys(pattern, queries) | self.global_keys(pattern, queries)
-
-
 def cone(
     patterns: Sequence[AttentionPattern],
     n_tokens: int,
@@ -211,7 +170,7 @@ def cone(
     for position in (*global_positions, *pinned_positions):
         if not 0 <= position < n_tokens:
             raise UsageError(f"position {position} is not in a sequence of {n_tokens} tokens, which starts at 0")
-    flags = _Flags(n=n_tokens, pinned=Spans.points(pinned_positions), is_global=Spans.points(global_positions))
+    flags = Flagged(n=n_tokens, pinned=Spans.points(pinned_positions), is_global=Spans.points(global_positions))
     last = Spans.points([n_tokens - 1])
     direct = pinned = global_seen = Spans()
     reached = through_windows = last

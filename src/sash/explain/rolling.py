@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,9 +111,19 @@ def rolling_buffer(
     if len(pinned) > pattern.pins:
         raise UsageError(f"{len(pinned)} tokens are flagged as pins, and the pattern holds {pattern.pins}")
     ring_size = capacity - pattern.pins
+    return RollingBuffer(
+        ring_size=ring_size,
+        pins=pattern.pins,
+        labels=tuple(visible(text) for text in labels),
+        frames=tuple(_frames(n_tokens, ring_size, pattern.pins, pinned)),
+        layers=tuple(layers),
+    )
+
+
+def _frames(n_tokens: int, ring_size: int, n_pins: int, pinned: Sequence[int]) -> Iterator[Frame]:
+    """The buffer after each token; `pinned` are the positions that go to pin slots, in order."""
     ring = [EMPTY] * (ring_size if ring_size <= MOST_STEPS else n_tokens)
-    pins = [EMPTY] * pattern.pins
-    frames = []
+    pins = [EMPTY] * n_pins
     for position in range(n_tokens):
         pin_slot = pinned.index(position) if position in pinned else None
         slot = position % ring_size if pin_slot is None else None
@@ -123,23 +133,9 @@ def rolling_buffer(
         elif slot is not None:
             evicted = None if ring[slot] == EMPTY else ring[slot]
             ring[slot] = position
-        frames.append(
-            Frame(
-                position=position,
-                slot=slot,
-                pin_slot=pin_slot,
-                evicted=evicted,
-                ring=tuple(ring),
-                pins=tuple(pins),
-            )
+        yield Frame(
+            position=position, slot=slot, pin_slot=pin_slot, evicted=evicted, ring=tuple(ring), pins=tuple(pins)
         )
-    return RollingBuffer(
-        ring_size=ring_size,
-        pins=pattern.pins,
-        labels=tuple(visible(text) for text in labels),
-        frames=tuple(frames),
-        layers=tuple(layers),
-    )
 
 
 def draw_rolling_buffer(buffer: RollingBuffer) -> str:
