@@ -9,7 +9,9 @@ from typing import Literal
 from sash.errors import UsageError
 
 _UNITS = {"": 1, "k": 10**3, "K": 2**10, "m": 10**6, "M": 2**20, "g": 10**9, "G": 2**30}
-_SIZE = re.compile(r"(?P<number>[+-]?\d[\d_,]{0,30}(\.\d{1,12})?)(?P<unit>[kKmMgG]?)(i?[bB])?")
+# A comma only where it groups thousands: "1,5" is one and a half to half of the world.
+_NUMBER = r"[+-]?([0-9]{1,3}(,[0-9]{3}){1,6}|[0-9][0-9_]{0,30})(\.[0-9]{1,12})?"
+_SIZE = re.compile(rf"(?P<number>{_NUMBER})(?P<unit>[kKmMgG]?)(i?[bB])?")
 
 
 def parse_size(text: str, option: str = "a size") -> int:
