@@ -12,7 +12,7 @@ Shape suffixes: T packed tokens, U global tokens of one sequence, D dim, V vocab
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +37,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def local_blocks(pattern: AttentionPattern, meta: TokenMeta, offset: int, dtype: torch.dtype) -> list[QueryBlock]:
     """What each block of a sequence's queries meets: its band of the sequence, and the global tokens outside of it.
 
-    Global queries count as plain ones: all that they see beyond the window is computed apart, so that a global token
-    does not make its whole block meet the whole sequence.
+    A global query meets no more than its neighbours do: its result is computed apart and replaces the one of here, so
+    it need not make its whole block meet the whole sequence.
 
     Args:
         pattern: a symmetric window with global tokens.
@@ -47,13 +47,12 @@ def local_blocks(pattern: AttentionPattern, meta: TokenMeta, offset: int, dtype:
         dtype: of the queries, for masks.
     """
     n, back = int(meta.position.shape[0]), pattern.reach_back or 0
-    plain = replace(meta, is_global=False)
     flagged = torch.nonzero(meta.is_global).flatten()
     blocks = []
     for a in range(0, n, QUERY_BLOCK):
         b = min(a + QUERY_BLOCK, n)
         lo, hi = max(0, a - back), min(n, b + back)
-        queries = plain.take(slice(a, b))
+        queries = meta.take(slice(a, b))
         band = KeyRun("own", offset + lo, offset + hi)
         runs = [masked_run(pattern, queries, meta.take(slice(lo, hi)), band, dtype)]
         beyond = flagged[(flagged < lo) | (flagged >= hi)]
