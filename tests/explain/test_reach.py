@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,6 +47,9 @@ def search(
 ) -> tuple[list[set[int]], dict[int, Sight]]:
     """Positions reached at the input of each layer, from the top down, and how each position is seen."""
     tokens = [TokenMeta(position=i, pinned=i in pinned, is_global=i in flagged) for i in range(n)]
+    where = np.arange(n)
+    together = TokenMeta(position=where, pinned=np.isin(where, pinned), is_global=np.isin(where, flagged))
+    allowed = [layer.allows(together.reshape(-1, 1), together.reshape(1, -1)) for layer in layers]
     last = n - 1
     fewest = {(len(layers), last): 0}
     queue = deque([(len(layers), last)])
@@ -53,12 +57,11 @@ def search(
         depth, query = node = queue.popleft()
         if depth == 0:
             continue
-        for key in range(n):
-            if layers[depth - 1].allows(tokens[query], tokens[key]):
-                after, moves = (depth - 1, key), fewest[node] + (key != query)
-                if moves < fewest.get(after, n + 9):
-                    fewest[after] = moves
-                    queue.append(after)
+        for key in np.flatnonzero(allowed[depth - 1][query]).tolist():
+            after, moves = (depth - 1, key), fewest[node] + (key != query)
+            if moves < fewest.get(after, n + 9):
+                fewest[after] = moves
+                queue.append(after)
     reached = [{p for d, p in fewest if d == depth} for depth in range(len(layers) - 1, -1, -1)]
     sights = {}
     for position in range(n):
