@@ -33,7 +33,7 @@ FLOORS = (
     ("errors",),
 )
 # The room of `LM`, the object that a user holds, stands in several files.
-ROOM = dict.fromkeys(("answer", "completion", "conversation", "masked", "session"), "lm")
+ROOM = dict.fromkeys(("answer", "completion", "conversation", "loading", "masked", "session"), "lm")
 RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 
 # What `sash --help`, ls, show and plan touch, and the scheduler: free of torch when they are imported.

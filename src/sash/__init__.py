@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from sash.conversation import Conversation
     from sash.errors import SashError
     from sash.hub import pull
-    from sash.lm import LM, load
+    from sash.lm import LM
+    from sash.loading import load
     from sash.masked import MaskedLM
     from sash.network.config import ModelConfig
     from sash.sampling import SamplingParams
@@ -52,7 +53,7 @@ _HOMES = {
     "SashError": "sash.errors",
     "Session": "sash.session",
     "Statistics": "sash.completion",
-    "load": "sash.lm",
+    "load": "sash.loading",
     "pull": "sash.hub",
 }
 

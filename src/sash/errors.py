@@ -112,7 +112,7 @@ class TokenizerError(SashError):
 
 
 class PromptOverflowError(SashError):
-    """A prompt longer than the window, where the caller forbade sliding."""
+    """A prompt longer than the window, where the caller forbade sliding, or than an encoder has positions."""
 
     exit_code = 16
 

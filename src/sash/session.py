@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -15,11 +14,8 @@ from sash.errors import EmptyPromptError, UsageError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.decoder import Decoder
-from sash.sampling import SamplingParams
+from sash.sampling import SamplingParams, SeenTokens
 from sash.text.tokenizer import Tokenizer
-
-HISTORY = 4096
-"""Tokens back to which a session's repetition penalty looks."""
 
 
 class Stream:
@@ -58,7 +54,7 @@ class Session:
         self._decoder, self._tokenizer, self._cache, self._chunk = decoder, tokenizer, cache, chunk
         self._row = cache.allocate()
         self._unread: list[int] = []
-        self._history: deque[int] = deque(maxlen=HISTORY)
+        self._seen = SeenTokens()
         self.tokens = 0
 
     @property
@@ -88,7 +84,7 @@ class Session:
         check_ids(ids, self._decoder.config.vocab_size)
         self._unread += ids
         self.tokens += len(ids)
-        self._history.extend(ids)
+        self._seen.extend(ids)
         while len(self._unread) > 1:
             count = min(self._chunk, len(self._unread) - 1)
             self._read(self._unread[:count])
@@ -118,7 +114,7 @@ class Session:
             row=self._row,
             position=self._cache.lengths[self._row],
             keep_row=True,
-            history=tuple(self._history)[: -len(self._unread)],
+            seen=self._seen,
         )
         engine = Engine(self._decoder, self._cache, chunk=self._chunk, rows=[])
         sequence = engine.submit(request)
@@ -147,7 +143,6 @@ class Session:
         if token_id is not None:
             self._unread = [token_id]
             self.tokens += 1
-            self._history.append(token_id)
 
     def generate(self, params: SamplingParams | None = None) -> Completion:
         """Write on to the end of the answer."""
@@ -163,7 +158,7 @@ class Session:
         twin = Session(self._decoder, self._tokenizer, cache, chunk=self._chunk)
         cache.copy_row(twin._row, self._cache, self._row)
         twin._unread = list(self._unread)
-        twin._history = self._history.copy()
+        twin._seen.extend(self._seen.ids.tolist())
         twin.tokens = self.tokens
         return twin
 

@@ -20,7 +20,7 @@ _FLASH_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def attend_segment(q_THK: Tensor, segment: Segment, scale: float) -> tuple[Tensor, Tensor]:
-    """One segment's attention: outputs [T, H, K] and log-sum-exp [T, H] (float32, -inf for a query that sees nothing)."""
+    """One segment: outputs [T, H, K] and log-sum-exp [T, H] (float32, -inf for a query that sees nothing)."""
     if q_THK.device.type == "cpu" and q_THK.dtype in _FLASH_DTYPES:
         return attend_flash_cpu(q_THK, segment, scale)
     return attend_explicit(q_THK, segment, scale)

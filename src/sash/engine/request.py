@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
 from sash.errors import EmptyPromptError, SashError
-from sash.sampling import SamplingParams
+from sash.sampling import SamplingParams, SeenTokens
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -23,7 +22,7 @@ class Request:
         row: a cache row that already holds the beginning of the sequence; None takes a free one.
         position: tokens that the row has read.
         keep_row: leave the row to the caller at the end, instead of releasing it.
-        history: tokens before the prompt that the repetition penalty counts too.
+        seen: tokens of the same sequence before the prompt, for the repetition penalty; it is kept up to date.
 
     Raises:
         EmptyPromptError: a prompt of no tokens.
@@ -35,7 +34,7 @@ class Request:
     row: int | None = None
     position: int = 0
     keep_row: bool = False
-    history: tuple[int, ...] = ()
+    seen: SeenTokens | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -53,6 +52,7 @@ class Sequence:
         row: its cache row, once it has one.
         finish_reason: why it ended; None while it runs.
         error: what ended it, if that was an error.
+        seen: every token of it, each once.
     """
 
     request: Request
@@ -61,11 +61,11 @@ class Sequence:
     row: int | None = None
     finish_reason: FinishReason | None = None
     error: SashError | None = None
-    history: deque[int] = field(default_factory=deque)
+    seen: SeenTokens = field(init=False)
 
     def __post_init__(self) -> None:
-        self.history.extend(self.request.history)
-        self.history.extend(self.request.prompt_ids)
+        self.seen = self.request.seen if self.request.seen is not None else SeenTokens()
+        self.seen.extend(self.request.prompt_ids)
 
     @property
     def n_known(self) -> int:

@@ -15,7 +15,7 @@ from sash.errors import SashError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.decoder import Decoder
-from sash.sampling import sample
+from sash.sampling import new_generator, sample
 
 MAX_WRITERS = 16
 
@@ -63,7 +63,7 @@ class Runner:
     def _sample(self, sequence: Sequence, logits_V: Tensor) -> Token | SashError:
         params = sequence.request.params
         try:
-            sampled = sample(logits_V, params, sequence.history, self._generator(sequence))
+            sampled = sample(logits_V, params, sequence.seen.ids, self._generator(sequence))
         except SashError as error:
             return error
         return Token(sampled.token_id, sampled.logprob, tuple(sampled.top))
@@ -71,10 +71,7 @@ class Runner:
     def _generator(self, sequence: Sequence) -> torch.Generator:
         key = id(sequence)
         if key not in self._generators:
-            generator = torch.Generator()
-            seed = sequence.request.params.seed
-            generator.seed() if seed is None else generator.manual_seed(seed)
-            self._generators[key] = generator
+            self._generators[key] = new_generator(sequence.request.params)
         return self._generators[key]
 
     def forget(self, sequence: Sequence) -> None:

@@ -101,7 +101,7 @@ class Scheduler:
 
     def _write(self, sequence: Sequence, token: Token) -> None:
         sequence.output_ids.append(token.token_id)
-        sequence.history.append(token.token_id)
+        sequence.seen.extend((token.token_id,))
         if token.token_id in sequence.request.stop_ids and not sequence.request.params.ignore_eos:
             self._finish(sequence, "stop")
         elif len(sequence.output_ids) >= sequence.request.params.max_tokens:

@@ -6,6 +6,7 @@ consecutive positions of a few sequences, one after the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,7 @@ class Batch:
 
     @staticmethod
     def pack(
-        sequences: list[list[int]] | list[Tensor],
+        sequences: Sequence[Sequence[int] | Tensor],
         positions: list[int] | None = None,
         rows: list[int] | None = None,
         *,

@@ -36,7 +36,7 @@ class Block(nn.Module):
         """[T, D] -> [T, D]."""
         attended_TD = self.attention(self.attention_norm(x_TD), step)
         x_TD = x_TD + (self.attention_post_norm(attended_TD) if self.post_norms else attended_TD)
-        fed_TD = self.feed_forward(self.ffn_norm(x_TD))
+        fed_TD: Tensor = self.feed_forward(self.ffn_norm(x_TD))
         return x_TD + (self.ffn_post_norm(fed_TD) if self.post_norms else fed_TD)
 
 

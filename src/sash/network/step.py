@@ -20,8 +20,9 @@ from sash.attention.segment import Backend, Segment, attend
 from sash.errors import UsageError
 from sash.network import rope
 from sash.network.batch import Batch, Span
-from sash.network.cache import KVCache, Placement, Store
+from sash.network.cache import KVCache
 from sash.network.config import LayerConfig, ModelConfig, RopeConfig
+from sash.network.stores import Placement, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,9 @@ class Step:
         self._config, self._batch, self._cache, self._backend, self._dtype = config, batch, cache, backend, dtype
         self._angles: dict[tuple[RopeConfig, AttentionPattern | None], tuple[Tensor, Tensor]] = {}
         for span in batch.spans if cache is not None else ():
-            if cache is not None and cache.lengths[span.row] != span.position:
-                raise UsageError(
-                    f"row {span.row} has read {cache.lengths[span.row]} tokens: {span.position} is not its next position"
-                )
+            done = cache.lengths[span.row] if cache is not None else 0
+            if done != span.position:
+                raise UsageError(f"row {span.row} has read {done} tokens: {span.position} is not its next position")
         self._plans = {pattern: self._plan(pattern) for pattern in dict.fromkeys(config.patterns)}
 
     def attend(

@@ -1,0 +1,119 @@
+"""From a name to a model that is ready: `sash.load`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sash import hub
+from sash.attention import dispatch
+from sash.checkpoint import Checkpoint, open_checkpoint
+from sash.checkpoint.load import load_weights, read_description, resolve_dtype
+from sash.errors import DoesNotFitError, UnsupportedError, UsageError
+from sash.lm import LM
+from sash.masked import MaskedLM
+from sash.memory import available_memory
+from sash.network.config import ModelConfig
+from sash.network.decoder import Decoder
+from sash.network.shapes import n_parameters
+from sash.text.tokenizer import Tokenizer, from_folder, from_gguf
+
+logger = logging.getLogger(__name__)
+
+Window = int | Literal["full"] | None
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    window: Window = None,
+    pins: int = 0,
+    threads: int | None = None,
+    chunk: int = 512,
+    attention: str = "auto",
+) -> LM | MaskedLM:
+    """Load a model.
+
+    Args:
+        name_or_path: a catalogue name, an `org/name` that was pulled, a model folder, or a GGUF file.
+        dtype: what to compute in; by default what the checkpoint is stored in, or bfloat16 if it is quantised.
+        device: "cpu", "cuda", "mps".
+        window: None keeps the checkpoint's own windows; an integer limits every layer to that many keys, "full" lifts
+            every window. On a model that was not trained so, this is an ablation, and is labelled so.
+        pins: first positions that stay visible in windowed layers.
+        threads: CPU threads; by default as many as torch chooses.
+        chunk: tokens of a prompt that are read at once.
+        attention: backend, "auto", "torch" or "reference".
+
+    Returns:
+        An `LM`, or for an encoder such as Longformer a `MaskedLM`.
+
+    Raises:
+        ModelNotFoundError: no such model.
+        CheckpointError: a broken file.
+        ConfigError: a configuration that is not understood.
+        DoesNotFitError: the weights are larger than the memory that is available.
+        WindowError, PinsError, UsageError: arguments that cannot be.
+    """
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads counts CPU threads, so it is 1 or more; got {threads}")
+        torch.set_num_threads(threads)
+    place = _device(device)
+    path = hub.resolve(str(name_or_path))
+    with open_checkpoint(path) as checkpoint:
+        description = read_description(checkpoint)
+        precision = resolve_dtype(dtype, checkpoint, place)
+        backend = dispatch.resolve(attention, place, precision)
+        tokenizer = _tokenizer(checkpoint)
+        if not isinstance(description.config, ModelConfig):
+            if window is not None or pins:
+                raise UnsupportedError("window and pins are for decoders; an encoder's windows are part of its weights")
+            return MaskedLM.build(description, checkpoint, tokenizer, precision, place, str(name_or_path), backend)
+        config = description.config.with_window(window, pins)
+        _check_memory(n_parameters(config) * precision.itemsize, place)
+        decoder = load_weights(lambda: Decoder(config, backend), description, checkpoint, precision, place)
+    if not isinstance(decoder, Decoder):
+        raise UnsupportedError("the checkpoint did not build a decoder")
+    if config.forced_window is not None:
+        logger.warning("window %s is forced on this model: an ablation, not the model as it was trained", window)
+    return LM(decoder, tokenizer, name=str(name_or_path), chunk=chunk)
+
+
+def load_decoder(name_or_path: str | Path, **options: Any) -> LM:
+    """`load`, for callers that need to write text.
+
+    Raises:
+        UnsupportedError: the model is an encoder.
+    """
+    model = load(name_or_path, **options)
+    if not isinstance(model, LM):
+        raise UnsupportedError(f"{name_or_path} is an encoder: it reads text and fills masks, but cannot write on")
+    return model
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    return from_gguf(checkpoint.config) if checkpoint.kind == "gguf" else from_folder(checkpoint.path)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {str(device)!r} is not available here: {str(error).splitlines()[0]}") from error
+    return place
+
+
+def _check_memory(nbytes: int, device: torch.device) -> None:
+    available = available_memory() if device.type == "cpu" else None
+    if available is not None and nbytes > available:
+        raise DoesNotFitError(
+            f"the weights need {nbytes / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are available: "
+            "use dtype='bfloat16' or a smaller model"
+        )
