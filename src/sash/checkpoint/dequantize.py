@@ -17,8 +17,9 @@ from torch import Tensor
 from sash.checkpoint.ggml_types import BY_NAME
 from sash.errors import CheckpointError, UnsupportedError
 
-# Values dequantised at once: intermediates of a few MiB stay near the processor's caches.
-SLICE_VALUES = 2**19
+# Values dequantised at once: intermediates of half a MiB stay in the processor's caches, and the allocator may strand
+# one or two of them a tensor.
+SLICE_VALUES = 2**17
 
 
 def dequantize(raw: Tensor, kind: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 
 import torch
@@ -25,7 +26,7 @@ PLAIN: Mapping[str, torch.dtype] = {
     "U8": torch.uint8,
 }
 # Bytes of plain numbers that are read at once on their way to another type.
-SLICE_BYTES = 8 * 2**20
+SLICE_BYTES = 4 * 2**20
 
 
 def read_tensor(file: BinaryFile, stored: StoredTensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -58,7 +59,8 @@ def _view(file: BinaryFile, stored: StoredTensor, plain: torch.dtype) -> Tensor:
     if stored.n_elements == 0:
         return torch.empty(stored.shape, dtype=plain)
     if stored.offset % plain.itemsize:
-        return _fetch(file, stored.offset, stored.nbytes).view(plain).view(stored.shape)
+        copy = torch.empty(stored.nbytes, dtype=torch.uint8)
+        return _fetch(file, stored.offset, copy).view(plain).view(stored.shape)
     flat = torch.frombuffer(file.map(), dtype=plain, count=stored.n_elements, offset=stored.offset)
     return flat.view(stored.shape)
 
@@ -69,9 +71,10 @@ def _convert(file: BinaryFile, stored: StoredTensor, dtype: torch.dtype | None) 
     flat = out.view(-1)
     size = 1 if plain is None else plain.itemsize
     step = SLICE_BYTES // size
+    scratch = _scratch(min(stored.nbytes, step * size))
     for first in range(0, stored.n_elements, step):
         count = min(step, stored.n_elements - first)
-        raw = _fetch(file, stored.offset + first * size, count * size)
+        raw = _fetch(file, stored.offset + first * size, scratch[: count * size])
         flat[first : first + count] = raw != 0 if plain is None else raw.view(plain)
     return out
 
@@ -82,15 +85,23 @@ def _dequantize(file: BinaryFile, stored: StoredTensor, dtype: torch.dtype) -> T
     out = torch.empty(stored.shape, dtype=dtype)
     flat = out.view(-1, kind.block)
     step = SLICE_VALUES // kind.block
+    scratch = _scratch(min(stored.nbytes, step * kind.nbytes))
     for first in range(0, len(flat), step):
         count = min(step, len(flat) - first)
-        raw = _fetch(file, stored.offset + first * kind.nbytes, count * kind.nbytes)
+        raw = _fetch(file, stored.offset + first * kind.nbytes, scratch[: count * kind.nbytes])
         flat[first : first + count] = dequantize_blocks(raw.view(count, kind.nbytes), stored.dtype)
     return out
 
 
-def _fetch(file: BinaryFile, offset: int, nbytes: int) -> Tensor:
-    """Bytes of the file as a fresh uint8 tensor."""
-    raw = torch.empty(nbytes, dtype=torch.uint8)
-    file.readinto(offset, raw.numpy().data)
-    return raw
+def _scratch(nbytes: int) -> Tensor:
+    """Room for a slice, in pages of its own: what is freed goes back to the system, whatever was allocated since.
+
+    From the allocator's heap, each tensor would strand a slice between itself and the next.
+    """
+    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8) if nbytes else torch.empty(0, dtype=torch.uint8)
+
+
+def _fetch(file: BinaryFile, offset: int, target: Tensor) -> Tensor:
+    """Fill a uint8 tensor from the file, and return it."""
+    file.readinto(offset, target.numpy().data)
+    return target
