@@ -201,7 +201,9 @@ def _draw(scores_V: Row, params: SamplingParams, generator: torch.Generator) -> 
     scores_C = scores_V if ids_C is None else scores_V[ids_C]
     # Shifted before they are divided, so that no temperature can make them overflow upwards.
     with np.errstate(over="ignore", under="ignore"):
-        weights_C = np.exp((scores_C - scores_C.max()) / np.float32(max(params.temperature, _COLDEST)))
+        weights_C = scores_C - scores_C.max()
+        weights_C /= np.float32(max(params.temperature, _COLDEST))
+        np.exp(weights_C, out=weights_C)
     if params.top_p < 1:
         places = _nucleus(weights_C, params.top_p)
         weights_C, ids_C = weights_C[places], places if ids_C is None else ids_C[places]
@@ -223,15 +225,17 @@ def _invert(weights_C: Row, uniform: float) -> int:
     """
     import numpy as np
 
-    starts = np.arange(0, len(weights_C), _BLOCK)
-    ends = np.add.reduceat(weights_C, starts, dtype=np.float64).cumsum()
+    whole = len(weights_C) - len(weights_C) % _BLOCK
+    sums = weights_C[:whole].reshape(-1, _BLOCK).sum(axis=1, dtype=np.float64)
+    ends = np.append(sums, weights_C[whole:].sum(dtype=np.float64)).cumsum()
     point = uniform * ends[-1]
     block = min(int(np.searchsorted(ends, point, side="right")), int(np.searchsorted(ends, ends[-1])))
-    inside = weights_C[starts[block] : starts[block] + _BLOCK].cumsum(dtype=np.float64)
+    start = block * _BLOCK
+    inside = weights_C[start : start + _BLOCK].cumsum(dtype=np.float64)
     point -= ends[block - 1] if block else 0.0
     # Rounding may put the point just past the end: then it is the last place that has any weight.
     place = min(int(np.searchsorted(inside, point, side="right")), int(np.searchsorted(inside, inside[-1])))
-    return int(starts[block]) + place
+    return start + place
 
 
 def _likeliest(scores_V: Row, top_k: int) -> Ids | None:
@@ -279,7 +283,8 @@ def _report(row_V: Row, largest: float, token_id: int, logprobs: int | None) -> 
     """The chosen token with log-probabilities of the unmodified distribution."""
     import numpy as np
 
-    total = largest + math.log(float(np.exp(row_V - np.float32(largest)).sum(dtype=np.float64)))
+    shifted_V = row_V - np.float32(largest)
+    total = largest + math.log(float(np.exp(shifted_V, out=shifted_V).sum(dtype=np.float64)))
     top: tuple[tuple[int, float], ...] = ()
     if logprobs:
         ids = _likeliest(row_V, logprobs)

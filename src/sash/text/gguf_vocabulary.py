@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -164,9 +163,8 @@ class SentencePieceVocabulary(TemplatedTokenizer):
             "unknown_id": unknown,
             "byte_fallback": bool(self._bytes),
         }
-        self._texts, self._types, self._unknown = pieces, types, unknown
+        self._texts, self._unknown = pieces, unknown
         self._adds_prefix = _flag(metadata, "add_space_prefix", True)
-        self._lock = threading.Lock()
         self.vocab_size = len(tokens)
         self.control_ids = frozenset(index for index, kind in enumerate(types) if kind == PieceType.CONTROL)
         self.bos_id = vocabulary.special.get("bos") if _flag(metadata, "add_bos_token", True) else None

@@ -64,8 +64,8 @@ class _Worker:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             script = Path(__file__).with_name("jinja_worker.py")
-            # -I: neither the working directory nor PYTHONPATH can put a module of their own in front.
-            command = [sys.executable, "-I", str(script)]
+            # -P: modules beside the script, or in the working directory, cannot stand in for installed ones.
+            command = [sys.executable, "-P", str(script)]
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, close_fds=True
             )
