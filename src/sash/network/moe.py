@@ -45,12 +45,11 @@ class MoE(nn.Module):
 
         order = choice_Tk.flatten().argsort(stable=True)
         counts = choice_Tk.flatten().bincount(minlength=len(self.experts)).tolist()
-        out_TD = torch.zeros_like(x_TD)
-        for expert, chosen in zip(self.experts, order.split(counts), strict=True):
-            if chosen.numel():
-                token = chosen // self.top_k
-                gate = gates_Tk.flatten()[chosen, None].to(x_TD.dtype)
-                out_TD = out_TD.index_add(0, token, expert(x_TD[token]) * gate)
+        token = order // self.top_k
+        groups = torch.split(x_TD[token], counts)
+        outs = [expert(group) for expert, group in zip(self.experts, groups, strict=True) if len(group)]
+        weighed = torch.cat(outs) * gates_Tk.flatten()[order, None].to(x_TD.dtype)
+        out_TD = torch.zeros_like(x_TD).index_add_(0, token, weighed)
         return out_TD
 
     def _record(self, choice_Tk: Tensor) -> None:
