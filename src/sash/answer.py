@@ -22,10 +22,13 @@ class Answer:
         stopped: whether a stop string was found; the sequence is then to be cancelled with the reason "stop".
     """
 
-    def __init__(self, sequence: Sequence, tokenizer: Tokenizer, cache: KVCache, *, stop: Many[str] = ()) -> None:
+    def __init__(
+        self, sequence: Sequence, tokenizer: Tokenizer, cache: KVCache, *, stop: Many[str] = (), continues: bool = True
+    ) -> None:
+        """`continues` says that the answer goes on the prompt's text, so that a space in front of it counts."""
         self._sequence, self._cache = sequence, cache
         self._stop_ids = sequence.request.stop_ids
-        self._detokenizer = Detokenizer(tokenizer, continues=True)
+        self._detokenizer = Detokenizer(tokenizer, continues=continues)
         self._matcher = StopMatcher(stop)
         self._text: list[str] = []
         self._tokens: list[Token] = []
@@ -52,6 +55,10 @@ class Answer:
         if self._sequence.finish_reason is not None and not self.stopped:
             piece += self._finish()
         return piece
+
+    def flush(self) -> str:
+        """The text that was held back, of a sequence that was cancelled: it can become nothing else any more."""
+        return self._finish()
 
     def _finish(self) -> str:
         piece, self.stopped = self._matcher.add(self._detokenizer.flush())

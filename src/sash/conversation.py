@@ -72,9 +72,16 @@ class Conversation:
         return self.messages.pop()["content"]
 
     def say(
-        self, text: str, params: SamplingParams | None = None, progress: Callable[[int], None] | None = None
+        self,
+        text: str,
+        params: SamplingParams | None = None,
+        progress: Callable[[int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> Stream:
         """Add a user's message and stream the answer.
+
+        `progress` is called with the number of tokens read after each chunk, `cancelled` is asked between two steps of
+        writing. Should `progress` raise, the message is not taken, and the next turn reads the conversation again.
 
         What was written counts as the answer even if the stream is closed early. If nothing was, or the template
         refuses the message, the conversation stays as it was.
@@ -89,9 +96,13 @@ class Conversation:
             self.session, fresh = self._open_session(), prompt
         session = self.session
         self.read_anew = len(fresh)
-        session.feed(fresh, progress)
+        try:
+            session.feed(fresh, progress)
+        except BaseException:
+            self.session = None
+            raise
         self.messages = turn
-        stream = session.stream(params)
+        stream = session.stream(params, cancelled, continues=False)
         answered = False
 
         def completion() -> Completion:

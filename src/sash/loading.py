@@ -93,7 +93,10 @@ def load_decoder(name_or_path: str | Path, **options: Any) -> LM:
     """
     model = load(name_or_path, **options)
     if not isinstance(model, LM):
-        raise UnsupportedError(f"{name_or_path} is an encoder: it reads text and fills masks, but cannot write on")
+        raise UnsupportedError(
+            f"{name_or_path} is an encoder and cannot write on; it fills masks: "
+            f"sash.load({str(name_or_path)!r}).fill(text)"
+        )
     return model
 
 

@@ -98,8 +98,19 @@ class Session:
         batch = Batch.pack([ids], [self._cache.lengths[self._row]], [self._row], device=self._cache.device)
         self._decoder(batch, self._cache)
 
-    def stream(self, params: SamplingParams | None = None) -> Stream:
+    def stream(
+        self,
+        params: SamplingParams | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        *,
+        continues: bool = True,
+    ) -> Stream:
         """Write on, piece by piece.
+
+        Args:
+            params: how to sample.
+            cancelled: asked between two steps, even where a step shows no text; True ends the answer there.
+            continues: whether the answer goes on the text that was fed; an answer in a chat begins a text of its own.
 
         Raises:
             EmptyPromptError: nothing was fed yet.
@@ -118,7 +129,7 @@ class Session:
         )
         engine = Engine(self._decoder, self._cache, chunk=self._chunk, rows=[])
         sequence = engine.submit(request)
-        answer = Answer(sequence, self._tokenizer, self._cache, stop=params.stop)
+        answer = Answer(sequence, self._tokenizer, self._cache, stop=params.stop, continues=continues)
 
         def settle() -> None:
             if sequence.finish_reason is None:
@@ -127,6 +138,12 @@ class Session:
         def pieces() -> Iterator[str]:
             try:
                 while not engine.idle:
+                    if cancelled is not None and cancelled():
+                        engine.cancel(sequence)
+                        tail = answer.flush()
+                        if tail:
+                            yield tail
+                        return
                     for event in engine.step():
                         self._note(event.token.token_id if event.token else None)
                         piece = answer.take(event)

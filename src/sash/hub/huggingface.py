@@ -163,7 +163,7 @@ def fetch(name: str, snapshot: Snapshot, work: Path, progress: Progress) -> tupl
     done = {file.path: _size(files / file.path) + _size(_part(files, file)) for file in snapshot.files}
     total = sum(file.size or 0 for file in snapshot.files)
     ensure_room(files, max(0, total - sum(done.values())))
-    progress.begin("downloading", total)
+    progress.begin(f"downloading (licence: {snapshot.licence})", total)
     return files, tuple(_fetch_file(name, snapshot.commit, file, files, progress) for file in snapshot.files)
 
 
