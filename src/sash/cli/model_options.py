@@ -1,0 +1,130 @@
+"""Options that `run`, `chat` and `eval` share: which model, how it is loaded, how tokens are chosen."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from sash import hub
+from sash.attention.pattern import AttentionPattern
+from sash.cli.sizes import parse_size, parse_window
+from sash.errors import ModelNotFoundError, UsageError
+from sash.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from sash.lm import LM
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A model's name, folder or GGUF file.")]
+MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", help="Tokens to write at most.")]
+Temperature = Annotated[float, typer.Option("-t", "--temperature", help="0 always takes the likeliest token.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens up to this probability; 1 keeps all.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Keep so many of the likeliest tokens; 0 keeps all.")]
+MinP = Annotated[float, typer.Option("--min-p", help="Keep tokens this fraction as likely as the likeliest.")]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1, tokens that occurred become less likely.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="The same seed draws the same text.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the answer here; repeatable.")]
+System = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="The system prompt.")]
+SafePrompt = Annotated[
+    bool, typer.Option("--safe-prompt", help="Put the guardrail of the Mistral 7B paper in front (section 5.1).")
+]
+Window = Annotated[
+    str | None, typer.Option("--window", metavar="N|full", help="Force a window, the query's own key counted.")
+]
+Pins = Annotated[str, typer.Option("--pins", metavar="N", help="The first N tokens never slide out.")]
+Chunk = Annotated[str, typer.Option("--chunk", metavar="N", help="Tokens of a prompt that are read at once.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; by default as torch chooses.")]
+
+
+def sampling(
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    min_p: float,
+    repetition_penalty: float,
+    seed: int | None,
+    stop: Sequence[str] | None = None,
+    logprobs: int | None = None,
+    ignore_eos: bool = False,
+) -> SamplingParams:
+    """Validated parameters. Without a seed one is drawn, so that it can be told and used again.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=secrets.randbits(32) if seed is None else seed,
+        stop=tuple(stop or ()),
+        logprobs=logprobs,
+        ignore_eos=ignore_eos,
+    )
+
+
+def parse_view(window: str | None, pins: str) -> tuple[int | Literal["full"] | None, int]:
+    """A window and pins, refused here where no model could have them.
+
+    Raises:
+        WindowError, PinsError, UsageError: values that cannot be.
+    """
+    size, n_pins = parse_window(window), parse_size(pins, "--pins")
+    if size is not None or n_pins < 0:
+        AttentionPattern(window=None if size == "full" else size, pins=n_pins)
+    return size, n_pins
+
+
+def obtain(name: str) -> None:
+    """Make sure that a model is here; one that can be fetched is, after saying its size and licence.
+
+    Raises:
+        ModelNotFoundError: neither here nor known.
+        SashError: as `hub.pull` does.
+    """
+    try:
+        hub.resolve(name)
+    except ModelNotFoundError:
+        if name not in hub.catalogue() and "/" not in name:
+            raise
+        from sash.cli.pull import fetch
+
+        fetch(name)
+
+
+def load_lm(
+    model: str,
+    *,
+    window: str | None = None,
+    pins: str = "0",
+    chunk: str = "512",
+    dtype: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> LM:
+    """Fetch the model if it is not here, and load it. Imports torch.
+
+    Raises:
+        SashError: as `obtain` and `sash.load` do; an encoder is refused.
+    """
+    size, n_pins = parse_view(window, pins)
+    n_chunk = parse_size(chunk, "--chunk")
+    if n_chunk < 1:
+        raise UsageError(f"--chunk counts tokens, so it is 1 or more; got {n_chunk}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads counts CPU threads, so it is 1 or more; got {threads}")
+    obtain(model)
+    from sash.loading import load_decoder
+
+    return load_decoder(model, window=size, pins=n_pins, chunk=n_chunk, dtype=dtype, device=device, threads=threads)

@@ -1,0 +1,183 @@
+"""From what the user gives `run` to tokens in an open session: files, standard input as it arrives, the prompt."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sash.cli.interrupt import Interrupt
+from sash.cli.live_text import check_file, joined, read_pieces
+from sash.cli.live_tokens import encode_chat_live, encode_live
+from sash.cli.reading_bar import ReadingBar
+from sash.cli.window_words import limit
+from sash.errors import EmptyPromptError, PromptOverflowError, UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from sash.lm import LM
+    from sash.network.config import ModelConfig
+    from sash.session import Session
+    from sash.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+KNOWN_BYTES = 1 << 26
+"""Files up to this size together are encoded before the first token is read, so that their number can be shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What is to be read.
+
+    Attributes:
+        files: names in order; "-" is standard input.
+        text: what comes after them; None for nothing.
+        chat: whether it is sent through the model's chat format; None decides by the model.
+        system: the system prompt of a chat.
+        safe_prompt: whether the guardrail is put in front of a chat.
+        size: bytes of all files together; None where some arrive.
+    """
+
+    files: tuple[str, ...]
+    text: str | None
+    chat: bool | None = None
+    system: str | None = None
+    safe_prompt: bool = False
+    size: int | None = 0
+
+    @staticmethod
+    def check(
+        files: Sequence[str], text: str | None, *, chat: bool | None, system: str | None, safe_prompt: bool
+    ) -> Prompt:
+        """A prompt whose files are there and are UTF-8.
+
+        Raises:
+            UsageError: standard input is named twice, or a system prompt for raw text.
+            EmptyPromptError: nothing to read.
+            InputNotFoundError, TextEncodingError: a file that cannot be read.
+        """
+        if files.count("-") > 1:
+            raise UsageError("standard input can be read once: give -f - once")
+        if chat is False and (system is not None or safe_prompt):
+            raise UsageError("--raw reads plain text: leave out --system and --safe-prompt")
+        if not files and not text:
+            raise EmptyPromptError("there is nothing to read: give a PROMPT, -f FILE, or pipe some text in")
+        sizes = [check_file(name) for name in files]
+        known = None if None in sizes else sum(size or 0 for size in sizes)
+        if known == 0 and not text:
+            raise EmptyPromptError(f"{files[0]} is empty: give some text to read")
+        return Prompt(
+            files=tuple(files), text=text or None, chat=chat, system=system, safe_prompt=safe_prompt, size=known
+        )
+
+    def is_chat(self, tokenizer: Tokenizer, name: str) -> bool:
+        """Whether it is sent through the model's chat format.
+
+        Raises:
+            UnsupportedError: that is asked for, and the model has none.
+        """
+        wanted = self.chat or self.system is not None or self.safe_prompt
+        if wanted and not tokenizer.has_chat:
+            option = "--chat" if self.chat else "--system" if self.system is not None else "--safe-prompt"
+            raise UnsupportedError(f"{name} has no chat template, so {option} means nothing to it: leave it out")
+        chosen = tokenizer.has_chat if self.chat is None else self.chat
+        why = "asked for" if self.chat is not None else "the model has one" if chosen else "the model has none"
+        logger.info("chat template: %s (%s)", "used" if chosen else "not used, plain text is read", why)
+        return chosen
+
+    def pieces(self, *, chat: bool, interrupt: Interrupt) -> Iterator[str]:
+        """The text as it arrives.
+
+        Raises:
+            EmptyPromptError: it ended, and there was none.
+        """
+        texts = [read_pieces(name, interrupt.waiting) for name in self.files]
+        seen = False
+        for piece in joined([*texts, iter([self.text or ""])], paragraphs=chat):
+            seen = True
+            yield piece
+        if not seen:
+            raise EmptyPromptError("the prompt is empty: give some text to read")
+
+    def token_ids(self, tokenizer: Tokenizer, *, chat: bool, interrupt: Interrupt) -> Iterator[list[int]]:
+        """The tokens as they arrive."""
+        pieces = self.pieces(chat=chat, interrupt=interrupt)
+        if not chat:
+            return encode_live(tokenizer, pieces)
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return encode_chat_live(tokenizer, messages, pieces, safe_prompt=self.safe_prompt)
+
+
+@dataclass(slots=True)
+class Reading:
+    """What was read into a session.
+
+    Attributes:
+        session: that has read it.
+        began, ended: when the reading began, and when the input had ended; seconds of `time.perf_counter`.
+        seconds: spent in the network.
+    """
+
+    session: Session
+    began: float = 0.0
+    ended: float = 0.0
+    seconds: float = 0.0
+
+    def feed(self, ids: list[int], progress: Callable[[int], None]) -> None:
+        """Read on."""
+        start = time.perf_counter()
+        self.session.feed(ids, progress)
+        self.seconds += time.perf_counter() - start
+
+
+def read(lm: LM, prompt: Prompt, *, chat: bool, may_slide: bool, interrupt: Interrupt) -> Reading:
+    """Read a prompt into a fresh session, as it arrives.
+
+    Args:
+        lm: the model.
+        prompt: what to read.
+        chat: see `Prompt.is_chat`.
+        may_slide: whether the prompt may be longer than the window.
+        interrupt: asked between two chunks.
+
+    Raises:
+        PromptOverflowError: longer than the window, where it may not be; nothing was read.
+        KeyboardInterrupt: Ctrl-C was pressed; the session is whole.
+    """
+    parts = prompt.token_ids(lm.tokenizer, chat=chat, interrupt=interrupt)
+    reading = Reading(lm.session(), began=time.perf_counter())
+    total = None
+    if not may_slide:
+        parts = iter([_within(parts, lm.config)])
+    if not may_slide or (prompt.size is not None and prompt.size <= KNOWN_BYTES):
+        ids = list(itertools.chain.from_iterable(parts))
+        parts, total = iter([ids]), len(ids)
+    in_sight = limit(lm.config) if lm.config.window is not None else None
+
+    def progress(count: int) -> None:
+        bar.advance(count)
+        interrupt.raise_if_requested()
+
+    with ReadingBar(total, in_sight) as bar:
+        for ids in parts:
+            reading.ended = time.perf_counter()
+            if ids:
+                reading.feed(ids, progress)
+    return reading
+
+
+def _within(parts: Iterator[list[int]], config: ModelConfig) -> list[int]:
+    """All ids, if the model sees them at once."""
+    most = limit(config)
+    ids: list[int] = []
+    for part in parts:
+        ids += part
+        if most is not None and len(ids) > most:
+            what = "window" if config.window is not None else "context that the model was trained on"
+            raise PromptOverflowError(
+                f"the prompt has more tokens than the {what} of {most:,}: shorten it, or use --overflow slide"
+            )
+    return ids

@@ -1,0 +1,169 @@
+"""`sash run`: read a prompt or files through the window and write on."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from sash.cli import model_options as options
+from sash.cli.answer_account import draw_account, logprobs_json
+from sash.cli.interrupt import Interrupt
+from sash.cli.prompt_reader import Prompt, Reading, read
+from sash.cli.window_words import overflow_note, window_json
+from sash.errors import UsageError
+
+if TYPE_CHECKING:
+    from sash.completion import Completion
+    from sash.lm import LM
+    from sash.sampling import SamplingParams
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """An answer with all that is told about it.
+
+    Attributes:
+        lm: who wrote it.
+        completion: the answer; its statistics count the whole prompt.
+        params: how it was sampled.
+        chat: whether the prompt went through the chat format.
+        after_input: seconds from the end of the input to the first token.
+    """
+
+    lm: LM
+    completion: Completion
+    params: SamplingParams
+    chat: bool
+    after_input: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        done = self.completion
+        return {
+            "model": self.lm.name,
+            "text": done.text,
+            "token_ids": list(done.token_ids),
+            "finish_reason": done.finish_reason,
+            "logprobs": logprobs_json(done, self.lm.tokenizer),
+            "chat": self.chat,
+            "seed": self.params.seed,
+            "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "window": window_json(self.lm.config, done.stats.view),
+            "stats": done.stats.to_json() | {"first_token_after_input_seconds": self.after_input},
+        }
+
+
+def write(
+    lm: LM, reading: Reading, params: SamplingParams, *, chat: bool, show: bool, interrupt: Interrupt
+) -> Answered:
+    """Write an answer to what was read; its text goes to standard output piece by piece if `show`."""
+    n_prompt, began = reading.session.tokens, time.perf_counter()
+    stream = reading.session.stream(params, cancelled=interrupt)
+    ends_line = True
+    for piece in stream:
+        if show:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            ends_line = piece.endswith("\n")
+    if not ends_line:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    completion = stream.completion
+    stats = replace(
+        completion.stats,
+        prompt_tokens=n_prompt,
+        read_seconds=reading.seconds + completion.stats.read_seconds,
+        first_token_seconds=began - reading.began + completion.stats.first_token_seconds,
+    )
+    after_input = began - reading.ended + completion.stats.first_token_seconds
+    return Answered(
+        lm=lm, completion=replace(completion, stats=stats), params=params, chat=chat, after_input=after_input
+    )
+
+
+def answer(lm: LM, prompt: Prompt, params: SamplingParams, *, may_slide: bool, as_json: bool, show_stats: bool) -> int:
+    """Read, write and report; the exit code."""
+    chat = prompt.is_chat(lm.tokenizer, lm.name)
+    with Interrupt() as interrupt:
+        reading = read(lm, prompt, chat=chat, may_slide=may_slide, interrupt=interrupt)
+        note = overflow_note(lm.config, reading.session.tokens)
+        if note is not None:
+            typer.echo(f"note: {note}", err=True)
+        answered = write(lm, reading, params, chat=chat, show=not as_json, interrupt=interrupt)
+    completion = answered.completion
+    if as_json:
+        typer.echo(json.dumps(answered.to_json(), ensure_ascii=False, indent=2))
+    if show_stats:
+        awaited = answered.after_input if prompt.size is None else None
+        typer.echo(draw_account(lm.config, completion.stats, completion.finish_reason, awaited), err=True)
+    return INTERRUPTED if interrupt.requested else 0
+
+
+def command(
+    model: options.Model,
+    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Text; it comes after the files.")] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option("-f", "--file", metavar="FILE", help="Read a file; - is standard input; repeatable."),
+    ] = None,
+    max_tokens: options.MaxTokens = 256,
+    temperature: options.Temperature = 0.7,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    logprobs: Annotated[
+        int | None, typer.Option("--logprobs", metavar="K", help="With --json: K alternatives a token.")
+    ] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after an end of text.")] = False,
+    system: options.System = None,
+    safe_prompt: options.SafePrompt = False,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--raw", help="Use the chat template or not; by default if there is one.")
+    ] = None,
+    window: options.Window = None,
+    pins: options.Pins = "0",
+    chunk: options.Chunk = "512",
+    overflow: Annotated[
+        str, typer.Option("--overflow", help="slide or error, for a prompt over the window.")
+    ] = "slide",
+    dtype: options.Dtype = None,
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Tell speeds, window and cache below the answer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object at the end.")] = False,
+) -> int:
+    """Read a prompt or files through the window and write on.
+
+    Files come first, then PROMPT; without either, standard input is read. Instruct models get all of it as one
+    user message, base models as plain text. A model that is not here is pulled. Ctrl-C ends the answer, and the exit
+    code is then 130.
+    """
+    if logprobs is not None and not as_json:
+        raise UsageError("--logprobs is part of the JSON object: add --json")
+    may_slide = _may_slide(overflow)
+    params = options.sampling(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=seed, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos,
+    )  # fmt: skip
+    options.parse_view(window, pins)
+    files = file or ([] if prompt is not None or sys.stdin.isatty() else ["-"])
+    given = Prompt.check(files, prompt, chat=chat, system=system, safe_prompt=safe_prompt)
+    lm = options.load_lm(model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads)
+    return answer(lm, given, params, may_slide=may_slide, as_json=as_json, show_stats=stats)
+
+
+def _may_slide(overflow: str) -> bool:
+    choices: dict[str, Literal[True, False]] = {"slide": True, "error": False}
+    if overflow not in choices:
+        raise UsageError(f"--overflow is slide or error; got {overflow!r}")
+    return choices[overflow]
