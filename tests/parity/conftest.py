@@ -32,8 +32,8 @@ SIZES: dict[str, Any] = {
     "experts_implementation": "eager",
 }
 
-LARGE = 0.3
-"""Spread of the weights. Queries and keys are then several units long, and a softmax over them far from uniform."""
+LARGE = 1.6
+"""Spread of the weights, times sqrt(dim): components of queries and keys are about as large, so attention is sharp."""
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +49,10 @@ def oracle(transformers: Any) -> Callable[..., nn.Module]:
         config_class = getattr(transformers, f"{'Gemma3Text' if family == 'Gemma3' else family}Config")
         model = getattr(transformers, f"{family}ForCausalLM")(config_class(**{**SIZES, **own})).eval()
         generator = torch.Generator().manual_seed(seed)
+        spread = LARGE / model.config.hidden_size**0.5
         for name, parameter in model.named_parameters():
             one = name.endswith("norm.weight") and family != "Gemma3"  # Gemma 3 stores what it adds to 1
-            nn.init.normal_(parameter, mean=float(one), std=LARGE, generator=generator)
+            nn.init.normal_(parameter, mean=float(one), std=spread, generator=generator)
             parameter.requires_grad_(False)
         return model
 
