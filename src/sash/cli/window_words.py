@@ -82,9 +82,10 @@ def view_words(config: ModelConfig, view: View) -> str:
     if full == 0 and len(sizes) == 1:
         words = [f"{view.direct:,} of {view.length:,} visible directly"]
     else:
-        parts = [f"{size:,} in {count} of {config.n_layers} layers" for size, count in sorted(sizes.items())]
-        parts += [f"all in {full}"] if full else []
-        words = [f"of {view.length:,} visible directly: {', '.join(parts)}"]
+        (size, count), *others = sorted(sizes.items())
+        first = f"{size:,} of {view.length:,} visible directly in {count} of {config.n_layers} layers"
+        rest = [f"{size:,} in {count}" for size, count in others] + ([f"all in {full}"] if full else [])
+        words = [", ".join([first, *rest])]
     pins = max(pattern.pins for pattern in config.patterns)
     held = max(0, min(pins, view.length - min(sizes)))
     words += [f"{held:,} pinned"] if held else []
