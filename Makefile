@@ -12,11 +12,12 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 MODELS  := gemma-3-270m smollm2-135m-instruct
 CHAPTERS := examples/emma_chapters_1_to_5.txt
 
-.PHONY: help run test test-models test-large lint bench docs clean
+.PHONY: help run test test-properties test-models test-large lint bench docs clean
 
 help:
 	@echo 'make run          a real sliding-window model reads five chapters of Emma and writes on'
 	@echo 'make test         the default tests'
+	@echo 'make test-properties  2,000 random schedules of chunks, windows, pins and company'
 	@echo 'make test-models  the tests on the real checkpoints of the catalogue (pulled once, 325 MB)'
 	@echo 'make test-large   the tests that need 24 GiB of memory'
 	@echo 'make lint         ruff and mypy'
@@ -38,6 +39,10 @@ run: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+test-properties: $(STAMP)
+	SASH_PROPERTY_CASES=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/network/test_decoder.py \
+	  -k 'chunked_equals_one_forward or equals_the_oracle'
 
 test-models: $(STAMP)
 	$(BIN)/sash pull $(MODELS)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sash.attention.pattern import AttentionPattern
 from sash.completion import View
 from sash.errors import EmptyPromptError, UsageError
+from sash.explain.reach import cone
 from sash.lm import LM
 from sash.network.sizing import kv_bytes
 from sash.sampling import SamplingParams
@@ -169,6 +174,26 @@ def test_statistics_say_what_was_seen() -> None:
     )
     assert stats.kv_bytes == 2 * (11 + 7) * 2 * 8 * 4
     assert stats.kv_bytes_full == 2 * 2 * length * 2 * 8 * 4
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    windows=st.lists(st.one_of(st.none(), st.integers(1, 12)), min_size=1, max_size=5),
+    pins=st.integers(0, 4),
+    length=st.integers(1, 90),
+)
+def test_the_view_counts_what_the_cone_of_reach_shows(windows: list[int | None], pins: int, length: int) -> None:
+    """`View` is arithmetic, the cone a walk through the layers: they must agree token by token."""
+    pins = min([pins, *(window for window in windows if window is not None)])
+    layers = [AttentionPattern(window=window, pins=pins if window else 0) for window in windows]
+    view = View.of(small_config(layers), length)
+    seen = Counter(cone(tuple(layers), length).classify(position).kind for position in range(length))
+    assert (view.direct, view.pinned, view.relayed, view.out_of_reach) == (
+        seen["direct"],
+        seen["pinned"],
+        seen["relay"],
+        seen["out"],
+    )
 
 
 def test_bad_input_is_refused_by_name() -> None:

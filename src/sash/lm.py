@@ -145,8 +145,12 @@ class LM:
         """
         several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
         prompts: list[Prompt] = list(prompt) if several else [prompt]  # type: ignore[list-item,arg-type]
-        params = SamplingParams(**_as_tuple(sampling))
-        encoded = [self._encode(one) for one in prompts]
+        completions = self._complete([self._encode(one) for one in prompts], SamplingParams(**_as_tuple(sampling)))
+        return completions if several else completions[0]
+
+    def _complete(
+        self, encoded: list[list[int]], params: SamplingParams, *, continues: bool = True
+    ) -> list[Completion]:
         if not encoded:
             return []
         cache = self.cache(min(len(encoded), MAX_SEQUENCES))
@@ -155,15 +159,15 @@ class LM:
         for ids in encoded:
             request = Request(prompt_ids=tuple(ids), params=params, stop_ids=self.tokenizer.eos_ids)
             sequence = engine.submit(request)
-            answers[id(sequence)] = (sequence, Answer(sequence, self.tokenizer, cache, stop=params.stop))
+            answer = Answer(sequence, self.tokenizer, cache, stop=params.stop, continues=continues)
+            answers[id(sequence)] = (sequence, answer)
         while not engine.idle:
             for event in engine.step():
                 sequence, answer = answers[id(event.sequence)]
                 answer.take(event)
                 if answer.stopped:
                     engine.cancel(sequence, "stop")
-        completions = [answer.completion() for _, answer in answers.values()]
-        return completions if several else completions[0]
+        return [answer.completion() for _, answer in answers.values()]
 
     def stream(self, prompt: Prompt, **sampling: Any) -> Stream:
         """Continue a prompt piece by piece; the stream's `completion` holds the whole afterwards."""
@@ -183,8 +187,7 @@ class LM:
             TokenizerError: the model has no chat template, or it refuses the messages.
         """
         ids = self.tokenizer.encode_chat(messages, safe_prompt=safe_prompt)
-        completion: Completion = self.generate(ids, **sampling)
-        return completion
+        return self._complete([ids], SamplingParams(**_as_tuple(sampling)), continues=False)[0]
 
     def session(self) -> Session:
         """An open rolling buffer: feed it forever, let it write at any point."""
