@@ -79,7 +79,7 @@ def test_a_catalogue_model_that_is_not_pulled_names_the_remedy_with_size_and_lic
 @pytest.mark.parametrize(
     ("name", "error", "words"),
     [
-        ("gema-3-270", ModelNotFoundError, "did you mean gemma-3-270m"),
+        ("gema-3-270", ModelNotFoundError, r"did you mean gemma-3-270m\?"),
         ("Gemma-3-270M", ModelNotFoundError, "did you mean gemma-3-270m"),
         ("zzzz", ModelNotFoundError, "`sash ls` shows"),
         ("org/name", ModelNotFoundError, "`sash pull org/name`"),

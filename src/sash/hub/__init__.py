@@ -190,7 +190,7 @@ def _why_not_found(name: str) -> str:
     store.parse_name(name)
     if "/" in name:
         return f"{name} is not pulled and no such path exists: run `sash pull {name}` to fetch it from the hub"
-    known = [*catalogue(), *(model.name for model in installed())]
+    known = sorted({*catalogue(), *(model.name for model in installed())})
     return f"there is no model {name!r}{_similar(name, known)}: `sash ls` shows what there is"
 
 
