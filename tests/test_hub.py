@@ -79,7 +79,7 @@ def test_a_catalogue_model_that_is_not_pulled_names_the_remedy_with_size_and_lic
 @pytest.mark.parametrize(
     ("name", "error", "words"),
     [
-        ("gema-3-270", ModelNotFoundError, r"did you mean gemma-3-270m\?"),
+        ("gema-3-270", ModelNotFoundError, "did you mean gemma-3-270m?"),
         ("Gemma-3-270M", ModelNotFoundError, "did you mean gemma-3-270m"),
         ("zzzz", ModelNotFoundError, "`sash ls` shows"),
         ("org/name", ModelNotFoundError, "`sash pull org/name`"),
@@ -172,6 +172,12 @@ def test_removing_frees_the_model_and_what_an_unfinished_pull_left():
     assert not partial.exists()
     with pytest.raises(ModelNotFoundError, match="tiny is not in the store"):
         hub.remove("tiny")
+
+
+def test_a_similar_name_that_is_pulled_and_in_the_catalogue_is_named_once():
+    put("gemma-3-270m")
+    with pytest.raises(ModelNotFoundError, match=r"\(did you mean gemma-3-270m\?\)"):
+        hub.resolve("gemma-3-270")
 
 
 def test_removing_a_misspelt_name_suggests_what_is_there():
