@@ -60,12 +60,12 @@ class ByteTokenizer(Tokenizer):
         return [byte + 3 for byte in text.encode()]
 
     def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
-        return bytes([token_id - 3]) if token_id >= 3 else f"<{token_id}>".encode()
+        return bytes([token_id - 3]) if 3 <= token_id < 259 else f"<{token_id}>".encode()
 
     def encode_chat(self, messages, *, continue_final=False, safe_prompt=False):  # type: ignore[no-untyped-def]
         ids = [1]
         for message in messages:
-            ids += self._encode_text(message["role"][0] + ":" + message["content"]) + [2]
+            ids += [*self._encode_text(message["role"][0] + ":" + message["content"]), 2]
         return ids[:-1] if continue_final else [*ids, *self._encode_text("a:")]
 
 

@@ -19,7 +19,8 @@ from sash.memory import available_memory
 from sash.network.config import ModelConfig
 from sash.network.decoder import Decoder
 from sash.network.shapes import n_parameters
-from sash.text.tokenizer import Tokenizer, from_folder, from_gguf
+from sash.text.opening import from_folder, from_gguf
+from sash.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

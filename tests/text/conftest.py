@@ -15,7 +15,8 @@ from tokenizers import Tokenizer as Backend
 
 from sash.text.byte_spelling import CHARACTER_TO_BYTE
 from sash.text.mistral import MistralTokenizer
-from sash.text.tokenizer import Tokenizer, from_gguf
+from sash.text.opening import from_gguf
+from sash.text.tokenizer import Tokenizer
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

@@ -15,8 +15,9 @@ from tokenizers import Tokenizer as Backend
 
 from sash import hub
 from sash.errors import TokenizerError
+from sash.text.opening import from_gguf
 from sash.text.pre_tokenizers import PRE_TOKENIZERS
-from sash.text.tokenizer import Tokenizer, from_gguf
+from sash.text.tokenizer import Tokenizer
 
 AWKWARD = [
     "",

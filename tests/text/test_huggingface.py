@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from sash.errors import TextEncodingError, TokenizerError
 from sash.text.huggingface import HuggingFaceTokenizer, repeats_group
-from sash.text.tokenizer import from_folder
+from sash.text.opening import from_folder
 
 TEXTS = ["Hello the world", "  two", "tail  ", "\n\n\n", "😀 日本 é", "12 1 121", "it's\tI'M", "a\r\nb"]
 

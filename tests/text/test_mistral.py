@@ -16,7 +16,8 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as Common
 
 from sash.errors import TokenizerError, UsageError
 from sash.text.mistral import MistralTokenizer, find_file
-from sash.text.tokenizer import GUARDRAIL, from_folder
+from sash.text.opening import from_folder
+from sash.text.tokenizer import GUARDRAIL
 
 FILES = Path(mistral_common.__file__).parent / "data"
 NAMES = {

@@ -14,9 +14,10 @@ import sash.text
 from sash import hub
 from sash.errors import TokenizerError, UsageError
 from sash.text import template
+from sash.text.opening import from_folder, from_gguf
 from sash.text.template import MAX_SOURCE, ChatTemplate, Guard
 from sash.text.templated import TemplatedTokenizer
-from sash.text.tokenizer import GUARDRAIL, Tokenizer, from_folder, from_gguf
+from sash.text.tokenizer import GUARDRAIL, Tokenizer
 
 USER = [{"role": "user", "content": "Hi"}]
 CONVERSATION = [

@@ -84,7 +84,7 @@ def look_up(name: str) -> KnownModel:
 def open_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model folder or GGUF file; a folder may hold the tokenizer's files only."""
     from sash.checkpoint.source import open_checkpoint
-    from sash.text.tokenizer import from_folder, from_gguf
+    from sash.text.opening import from_folder, from_gguf
 
     if path.is_dir() and not any(entry.suffix.lower() == ".gguf" for entry in path.iterdir()):
         return from_folder(path)
