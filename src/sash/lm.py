@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Many
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -62,6 +62,22 @@ class LM:
     def cache(self, n_rows: int = 1) -> KVCache:
         """An empty rolling buffer cache for `n_rows` sequences."""
         return KVCache(self.config, n_rows, self.dtype, self.device)
+
+    def with_window(self, window: int | Literal["full"] | None = None, pins: int = 0) -> LM:
+        """This model over the same weights, with a forced window and pins; see `ModelConfig.with_window`.
+
+        Raises:
+            WindowError, PinsError: a window or pins that cannot be.
+        """
+        config = self.config.with_window(window, pins)
+        with torch.device("meta"):
+            decoder = Decoder(config, self.decoder.backend)
+        decoder.load_state_dict(self.decoder.state_dict(), assign=True)
+        for module in decoder.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype, device=self.device))
+        decoder.requires_grad_(False).eval()
+        return LM(decoder, self.tokenizer, name=self.name, chunk=self.chunk)
 
     # Reading: numbers about a text.
 
