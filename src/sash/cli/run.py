@@ -65,7 +65,7 @@ def write(
 ) -> Answered:
     """Write an answer to what was read; its text goes to standard output piece by piece if `show`."""
     n_prompt, began = reading.session.tokens, time.perf_counter()
-    stream = reading.session.stream(params, cancelled=interrupt)
+    stream = reading.session.stream(params, cancelled=interrupt, continues=not chat)
     ends_line = True
     for piece in stream:
         if show:

@@ -1,0 +1,83 @@
+"""`sash chat`: talk with a model in the terminal, or with lines from a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from sash.cli import model_options as options
+from sash.cli.chat_commands import COMMANDS, Leave, run_command
+from sash.cli.chat_input import plain_messages, terminal_messages, unfenced
+from sash.cli.talk import Talk
+from sash.cli.window_words import ablation_note, windows_by_layer
+from sash.errors import SashError
+
+
+def converse(talk: Talk, messages: Iterator[str], *, stops_at_errors: bool) -> None:
+    """Answer messages and obey commands until one says goodbye or there are no more.
+
+    Raises:
+        SashError: something that cannot be done, if `stops_at_errors`; otherwise it is told, and the chat goes on.
+    """
+    for message in messages:
+        text, is_block = unfenced(message)
+        if not text:
+            continue
+        try:
+            if text.startswith("/") and not is_block:
+                run_command(talk, text)
+            else:
+                talk.say(text)
+        except Leave:
+            return
+        except SashError as error:
+            if stops_at_errors:
+                raise
+            typer.echo(f"error: {error}", err=True)
+
+
+def command(
+    model: options.Model,
+    max_tokens: options.MaxTokens = 1024,
+    temperature: options.Temperature = 0.7,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    system: options.System = None,
+    safe_prompt: options.SafePrompt = False,
+    window: options.Window = None,
+    pins: options.Pins = "0",
+    chunk: options.Chunk = "512",
+    dtype: options.Dtype = None,
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Tell of every answer: speeds, window, cache.")] = False,
+) -> None:
+    """Talk with a model: every turn reads only what is new. /help lists what can be typed beside messages.
+
+    Ctrl-C ends an answer, Ctrl-D the chat. Without a terminal each line of standard input is a message, and the first
+    error ends it.
+    """
+    params = options.sampling(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=seed, stop=stop,
+    )  # fmt: skip
+    size, n_pins = options.parse_view(window, pins)
+    lm = options.load_lm(model, chunk=chunk, dtype=dtype, device=device, threads=threads)
+    talk = Talk(lm, params, window=size, pins=n_pins, system=system, safe_prompt=safe_prompt, show_stats=stats)
+    ablation = ablation_note(talk.lm.config)
+    if ablation is not None:
+        typer.echo(f"note: {ablation}", err=True)
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        typer.echo(
+            f"{model}: window {windows_by_layer(talk.lm.config)}. /help lists commands, Ctrl-D leaves.", err=True
+        )
+        converse(talk, terminal_messages(list(COMMANDS)), stops_at_errors=False)
+    else:
+        converse(talk, plain_messages(sys.stdin), stops_at_errors=True)

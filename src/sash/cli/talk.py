@@ -1,0 +1,159 @@
+"""A conversation in the terminal: one turn after the other, each streamed, each with its account."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from sash.cli.answer_account import draw_account
+from sash.cli.interrupt import Interrupt
+from sash.cli.reading_bar import ReadingBar
+from sash.cli.window_words import slid_out
+from sash.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from sash.completion import Completion
+    from sash.lm import LM
+    from sash.sampling import SamplingParams
+
+
+class Talk:
+    """Who talks, how answers are sampled, and what was said.
+
+    Attributes:
+        lm: the model, with the window that is in force.
+        conversation: what was said.
+        params: how to sample; each answer draws with a seed of its own, the first with this one.
+        show_stats: whether every answer is followed by its account.
+        account: of the last answer; None before it.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        params: SamplingParams,
+        *,
+        window: int | Literal["full"] | None = None,
+        pins: int = 0,
+        system: str | None = None,
+        safe_prompt: bool = False,
+        show_stats: bool = False,
+    ) -> None:
+        """Begins with an `lm` as it was trained, and looks at it through `window` and `pins`.
+
+        Raises:
+            UnsupportedError: the model has no chat template.
+            WindowError, PinsError: a window or pins that cannot be.
+        """
+        if not lm.tokenizer.has_chat:
+            raise UnsupportedError(
+                f"{lm.name} has no chat template, so it was not taught to answer: use `sash run {lm.name} PROMPT`"
+            )
+        self._trained, self._pins = lm, pins
+        self.lm = lm.with_window(window, pins)
+        self.params, self.show_stats = params, show_stats
+        self.conversation = self.lm.conversation(system, safe_prompt=safe_prompt)
+        self.account: str | None = None
+        self._answers = 0
+        self._warned = False
+
+    def look_through(self, window: int | Literal["full"] | None) -> None:
+        """Go on with another window over the same weights; the next turn reads the conversation again.
+
+        Raises:
+            WindowError, PinsError: a window that cannot be, or that is smaller than the pins.
+        """
+        pins = self._pins if window != "full" else 0
+        self.lm = self._trained.with_window(window, pins)
+        before = self.conversation
+        self.conversation = self.lm.conversation(safe_prompt=before.safe_prompt)
+        self.conversation.replace(before.messages)
+        self._warned = False
+
+    def begin_anew(self, messages: list[dict[str, str]]) -> None:
+        """Go on with another conversation, if the model's chat format takes it.
+
+        Raises:
+            TokenizerError: it does not.
+        """
+        self.lm.tokenizer.encode_chat([*messages, {"role": "user", "content": "?"}])
+        self.conversation.replace(messages)
+        self._warned = False
+
+    def say(self, text: str) -> None:
+        """Say something and show the answer as it is written; Ctrl-C ends it there, and what was written stays.
+
+        Raises:
+            SashError: the message cannot be taken; the conversation is as before.
+        """
+        params = replace(self.params, seed=((self.params.seed or 0) + self._answers) % 2**63)
+        self._answers += 1
+        start = time.perf_counter()
+        with Interrupt() as interrupt, ReadingBar(None, None) as bar:
+
+            def progress(count: int) -> None:
+                bar.advance(count)
+                interrupt.raise_if_requested()
+
+            try:
+                stream = self.conversation.say(text, params, progress, interrupt)
+                bar.__exit__(None, None, None)
+                read_seconds = time.perf_counter() - start
+                ends_line = True
+                for piece in stream:
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
+                    ends_line = piece.endswith("\n")
+                if not ends_line:
+                    sys.stdout.write("\n")
+                    sys.stdout.flush()
+            except KeyboardInterrupt:
+                # While reading, or pressed twice: what the session holds may be half of a step.
+                self.conversation.session = None
+                typer.echo("stopped", err=True)
+                return
+        self._report(stream.completion, read_seconds)
+
+    def _report(self, completion: Completion, read_seconds: float) -> None:
+        stats = completion.stats
+        stats = replace(
+            stats,
+            prompt_tokens=self.conversation.read_anew,
+            read_seconds=read_seconds + stats.read_seconds,
+            first_token_seconds=read_seconds + stats.first_token_seconds,
+        )
+        words = f"turn    {stats.prompt_tokens:,} new tokens read, {stats.view.length:,} in the conversation"
+        self.account = f"{words}\n{draw_account(self.lm.config, stats, completion.finish_reason)}"
+        if self.show_stats:
+            typer.echo(self.account, err=True)
+        if completion.finish_reason == "cancelled":
+            typer.echo("stopped", err=True)
+        note = None if self._warned else self._instruction_note(stats.view.length)
+        if note is not None:
+            self._warned = True
+            typer.echo(f"note: {note}", err=True)
+
+    def _instruction_note(self, length: int) -> str | None:
+        """One line once the system prompt, or else the first message, begins to slide out of direct sight."""
+        config = self.lm.config
+        gone = slid_out(config, length)
+        if not gone:
+            return None
+        messages = self.conversation.messages
+        first_turn = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
+        size = len(self.lm.tokenizer.encode_chat(messages[: first_turn + 1], safe_prompt=self.conversation.safe_prompt))
+        pins = max(pattern.pins for pattern in config.patterns)
+        if size <= pins:
+            return None
+        what = "the system prompt" if self.conversation.system else "your first message"
+        windowed = [pattern.window for pattern in config.patterns if pattern.window is not None]
+        room = min(windowed)
+        keep = f"start with --pins {size} to keep it" if size <= room else "it is longer than the window"
+        return (
+            f"{what} slides out of direct sight in {len(windowed)} of {config.n_layers} layers "
+            f"({gone:,} of {length:,} tokens are out): {keep}, or say it again"
+        )
