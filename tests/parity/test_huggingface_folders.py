@@ -5,6 +5,8 @@ All positions of texts of at least four windows, in one forward without a cache 
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sash.attention.dispatch import BACKENDS
 from sash.attention.plan import QUERY_BLOCK
 from sash.errors import ConfigError
 from sash.lm import LM
@@ -178,7 +181,10 @@ def test_half_precision_in_shards(
 def test_window_probe(
     name: str, tmp_path: Path, oracle: Oracle, read_back: Reader, logits_of: Logits, ids: Ids
 ) -> None:
-    """One layer, window W: the token at distance W-1 changes the last logits, the one at distance W does not."""
+    """One layer, window W: the token at distance W-1 changes the last logits, the one at distance W does not.
+
+    With every backend; and transformers counts the window's keys as Sash does.
+    """
     family, own = ONE_LAYER[name]
     model = oracle(family, num_hidden_layers=1, **own)
     model.save_pretrained(tmp_path)
@@ -188,17 +194,20 @@ def test_window_probe(
     lm = with_window(lm, window) if forced else lm
     assert lm.config.windows == (window,)
 
-    def change(compute: Callable[[list[int]], Tensor], distance: int) -> float:
-        other = list(text)
-        other[-1 - distance] = (other[-1 - distance] + 1) % lm.config.vocab_size
-        return float((compute(other)[-1] - compute(text)[-1]).abs().max())
+    def assert_sees_a_window(compute: Callable[[list[int]], Tensor]) -> None:
+        before, changes = compute(text)[-1], []
+        for distance in (window - 1, window):
+            other = list(text)
+            other[-1 - distance] = (other[-1 - distance] + 1) % lm.config.vocab_size
+            changes.append(float((compute(other)[-1] - before).abs().max()))
+        assert changes[0] > SHOWS
+        assert changes[1] == 0.0
 
-    for chunk in (None, 1, 4, window, 3 * window):
-        assert change(lambda run: lm.logits(run, chunk), window - 1) > SHOWS  # noqa: B023
-        assert change(lambda run: lm.logits(run, chunk), window) == 0.0  # noqa: B023
+    for backend, chunk in itertools.product(BACKENDS, (None, 1, 4, 3 * window)):
+        lm.decoder.backend = BACKENDS[backend]
+        assert_sees_a_window(functools.partial(lm.logits, chunk=chunk))
     if not forced:
-        assert change(lambda run: logits_of(model, run), window - 1) > SHOWS
-        assert change(lambda run: logits_of(model, run), window) == 0.0
+        assert_sees_a_window(functools.partial(logits_of, model))
 
 
 @pytest.mark.parametrize("family", ["Mistral", "Llama", "Qwen2"])
