@@ -26,7 +26,7 @@ def printed(*arguments: str) -> str:
     """What the command line prints for these arguments."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        code = cli.run(arguments)
+        code = cli.execute(arguments)
     if code != 0:
         raise SystemExit(f"`sash {' '.join(arguments)}` exits with {code}")
     return out.getvalue().rstrip()

@@ -19,7 +19,7 @@ def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def findings(capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, dict[str, str]]:
-    assert cli.run(["doctor", "--json"]) == code
+    assert cli.execute(["doctor", "--json"]) == code
     return {finding["subject"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
 
 
@@ -40,7 +40,7 @@ def test_doctor_says_what_is_not_built(capsys: pytest.CaptureFixture[str]):
 
 
 def test_the_report_for_people(capsys: pytest.CaptureFixture[str]):
-    assert cli.run(["doctor"]) == 0
+    assert cli.execute(["doctor"]) == 0
     captured = capsys.readouterr()
     assert captured.err == "No problems found.\n"
     assert any(line.split()[:2] == ["ok", "torch"] for line in captured.out.splitlines())

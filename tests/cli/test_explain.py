@@ -38,7 +38,7 @@ def sash(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("SASH_HOME", str(tmp_path / "home"))
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        code = cli.run(arguments)
+        code = cli.execute(arguments)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -218,13 +218,13 @@ def test_explain_alone_lists_its_verbs(sash: Run):
 @pytest.mark.models
 def test_a_real_model_draws_with_its_own_tokens(capsys: pytest.CaptureFixture[str]):
     model = str(hub.resolve("gemma-3-270m"))
-    assert cli.run(["explain", "mask", "--model", model, "--prompt", "It is a truth", "--json"]) == 0
+    assert cli.execute(["explain", "mask", "--model", model, "--prompt", "It is a truth", "--json"]) == 0
     full, windowed = json.loads(capsys.readouterr().out)["matrices"]
     assert windowed["labels"] == ["<bos>", "It", "▁is", "▁a", "▁truth"]
     assert (full["layers"], windowed["window"]) == ([6, 12, 18], 512)
-    assert cli.run(["explain", "reach", "--model", model, "--len", "10000", "--json"]) == 0
+    assert cli.execute(["explain", "reach", "--model", model, "--len", "10000", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["layers"][1]["earliest_direct"] == 10_000 - 512
     assert data["counts"]["direct"] == 10_000
-    assert cli.run(["explain", "cache", "--model", model, "--prompt", "It is a truth"]) == 0
+    assert cli.execute(["explain", "cache", "--model", model, "--prompt", "It is a truth"]) == 0
     assert "3 layers see everything" in capsys.readouterr().out

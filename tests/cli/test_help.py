@@ -22,7 +22,7 @@ def child(*arguments: str, code: str | None = None, **keywords) -> subprocess.Co
 
 def test_help_names_every_verb_and_imports_neither_torch_nor_typer():
     loud = (
-        "import sys; from sash.cli import run; run(['--help'])\n"
+        "import sys; from sash.cli import execute; execute(['--help'])\n"
         "print(sorted({'torch', 'typer', 'rich'} & set(sys.modules)))"
     )
     result = child(code=loud)
@@ -61,7 +61,7 @@ def test_no_verb_imports_torch_before_it_is_called():
 
 @pytest.mark.parametrize("verb", cli.VERBS, ids=lambda verb: verb.name)
 def test_every_verb_has_help(verb, capsys):
-    assert cli.run([verb.name, "--help"]) == 0
+    assert cli.execute([verb.name, "--help"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"Usage: sash {verb.name}")
     assert "--help" in out
@@ -70,12 +70,12 @@ def test_every_verb_has_help(verb, capsys):
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"], ["-v"], ["-v", "--help"]])
 def test_the_overview_is_the_same_whichever_way_it_is_asked_for(arguments, capsys):
-    assert cli.run(arguments) == 0
+    assert cli.execute(arguments) == 0
     assert capsys.readouterr().out == cli.overview()
 
 
 def test_the_version_is_a_bare_result(capsys):
-    assert cli.run(["--version"]) == 0
+    assert cli.execute(["--version"]) == 0
     assert capsys.readouterr().out.strip()[0].isdigit()
 
 
@@ -90,7 +90,7 @@ def test_the_version_is_a_bare_result(capsys):
     ],
 )
 def test_arguments_that_do_not_parse_are_one_line_and_exit_2(arguments, words, capsys):
-    assert cli.run(arguments) == 2
+    assert cli.execute(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
@@ -116,7 +116,7 @@ def test_what_a_verb_raises_becomes_one_line_and_an_exit_code(raised, code, line
         raise raised
 
     monkeypatch.setattr(group.importlib, "import_module", lambda name: SimpleNamespace(command=command))
-    assert cli.run(["ls"]) == code
+    assert cli.execute(["ls"]) == code
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(line)
@@ -125,7 +125,7 @@ def test_what_a_verb_raises_becomes_one_line_and_an_exit_code(raised, code, line
 
 def test_a_number_that_a_command_returns_is_the_exit_code(monkeypatch):
     monkeypatch.setattr(group.importlib, "import_module", lambda name: SimpleNamespace(command=lambda: 7))
-    assert cli.run(["ls"]) == 7
+    assert cli.execute(["ls"]) == 7
 
 
 def test_a_bug_is_not_hidden_behind_one_line(monkeypatch):
@@ -134,7 +134,7 @@ def test_a_bug_is_not_hidden_behind_one_line(monkeypatch):
 
     monkeypatch.setattr(group.importlib, "import_module", lambda name: SimpleNamespace(command=command))
     with pytest.raises(ZeroDivisionError):
-        cli.run(["ls"])
+        cli.execute(["ls"])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a reader that goes away shows as a broken pipe on POSIX systems only")
@@ -159,7 +159,7 @@ def test_verbose_shows_what_the_library_chose_and_silence_is_the_default(capsys,
         logging.getLogger("sash.somewhere").warning("mind that")
 
     monkeypatch.setattr(group.importlib, "import_module", lambda name: SimpleNamespace(command=command))
-    assert cli.run(["ls"]) == 0
+    assert cli.execute(["ls"]) == 0
     assert capsys.readouterr().err == "mind that\n"
-    assert cli.run(["-v", "ls"]) == 0
+    assert cli.execute(["-v", "ls"]) == 0
     assert capsys.readouterr() == ("", "chose this\nmind that\n")

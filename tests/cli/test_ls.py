@@ -29,7 +29,7 @@ def home(tmp_path, monkeypatch):
 
 
 def test_the_table_shows_what_is_here_and_what_can_be_pulled(capsys):
-    assert cli.run(["ls"]) == 0
+    assert cli.execute(["ls"]) == 0
     out, err = capsys.readouterr()
     head, *rows = out.splitlines()
     assert head.split() == ["NAME", "SIZE", "LICENCE", "PATH"]
@@ -44,7 +44,7 @@ def test_the_table_shows_what_is_here_and_what_can_be_pulled(capsys):
 
 
 def test_json_carries_the_same_with_sizes_in_bytes(capsys):
-    assert cli.run(["ls", "--json"]) == 0
+    assert cli.execute(["ls", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["org/tiny"] == {
         "name": "org/tiny",

@@ -30,7 +30,7 @@ def sash(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(verb, "available_memory", lambda: 24 * 2**30)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        code = cli.run(arguments)
+        code = cli.execute(arguments)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -139,7 +139,7 @@ def test_a_plan_needs_tokens():
     ("name", "parameters"), [("gemma-3-270m", 268_098_176), ("smollm2-135m-instruct", 134_515_008)]
 )
 def test_real_models(name: str, parameters: int, capsys: pytest.CaptureFixture[str]):
-    assert cli.run(["plan", name, "--context", "8K", "--json"]) == 0
+    assert cli.execute(["plan", name, "--context", "8K", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["parameters"] == parameters
     assert data["dtype"] == "bfloat16"

@@ -33,7 +33,7 @@ def pulls(monkeypatch, outcome):
 
 def test_size_and_licence_are_said_first_and_only_the_path_is_a_result(monkeypatch, capsys):
     pulls(monkeypatch, Path("/store/gemma.gguf"))
-    assert cli.run(["pull", "gemma-3-270m"]) == 0
+    assert cli.execute(["pull", "gemma-3-270m"]) == 0
     out, err = capsys.readouterr()
     assert out == "/store/gemma.gguf\n"
     assert err.splitlines() == [
@@ -45,7 +45,7 @@ def test_size_and_licence_are_said_first_and_only_the_path_is_a_result(monkeypat
 
 def test_several_models_are_pulled_in_turn(monkeypatch, capsys):
     pulls(monkeypatch, Path("x"))
-    assert cli.run(["pull", "gemma-3-270m", "org/name"]) == 0
+    assert cli.execute(["pull", "gemma-3-270m", "org/name"]) == 0
     assert capsys.readouterr().out == "x\nx\n"
 
 
@@ -59,7 +59,7 @@ def test_on_a_terminal_a_bar_is_drawn_on_standard_error(monkeypatch, capsys, col
     monkeypatch.delenv("NO_COLOR", raising=False)
     if not colour:
         monkeypatch.setenv("NO_COLOR", "1")
-    assert cli.run(["pull", "org/name"]) == 0
+    assert cli.execute(["pull", "org/name"]) == 0
     assert capsys.readouterr().out == "x\n"
     drawn = screen.getvalue()
     assert "org/name: downloading" in drawn
@@ -72,15 +72,15 @@ def test_on_a_terminal_a_bar_is_drawn_on_standard_error(monkeypatch, capsys, col
 )
 def test_a_failed_pull_prints_no_path(monkeypatch, capsys, error, code):
     pulls(monkeypatch, error)
-    assert cli.run(["pull", "org/name"]) == code
+    assert cli.execute(["pull", "org/name"]) == code
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("error: ") == (0 if code == 130 else 1)
 
 
 def test_unknown_and_offline(monkeypatch, capsys):
-    assert cli.run(["pull", "gemma"]) == 4
+    assert cli.execute(["pull", "gemma"]) == 4
     assert "did you mean gemma-3-270m" in capsys.readouterr().err
     monkeypatch.setenv("SASH_OFFLINE", "1")
-    assert cli.run(["pull", "org/name"]) == 17
+    assert cli.execute(["pull", "org/name"]) == 17
     assert "forbids the network" in capsys.readouterr().err

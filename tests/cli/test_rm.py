@@ -26,14 +26,14 @@ def on_terminal(monkeypatch, answer: str) -> None:
 
 
 def test_yes_removes_without_a_question(partial, capsys):
-    assert cli.run(["rm", "-y", "tiny"]) == 0
+    assert cli.execute(["rm", "-y", "tiny"]) == 0
     assert not partial.exists()
     assert capsys.readouterr() == ("", "tiny: 3.0 KiB freed\n")
 
 
 def test_without_a_terminal_the_flag_is_asked_for_and_nothing_is_removed(partial, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
-    assert cli.run(["rm", "tiny"]) == 2
+    assert cli.execute(["rm", "tiny"]) == 2
     assert partial.exists()
     assert capsys.readouterr().err == "error: there is no terminal to ask on: add -y to remove without a question\n"
 
@@ -41,7 +41,7 @@ def test_without_a_terminal_the_flag_is_asked_for_and_nothing_is_removed(partial
 @pytest.mark.parametrize(("answer", "code", "gone"), [("y\n", 0, True), ("n\n", 1, False), ("", 1, False)])
 def test_on_a_terminal_the_answer_counts(partial, capsys, monkeypatch, answer, code, gone):
     on_terminal(monkeypatch, answer)
-    assert cli.run(["rm", "tiny"]) == code
+    assert cli.execute(["rm", "tiny"]) == code
     assert partial.exists() is not gone
     out, err = capsys.readouterr()
     assert out == ""
@@ -49,6 +49,6 @@ def test_on_a_terminal_the_answer_counts(partial, capsys, monkeypatch, answer, c
 
 
 def test_an_unknown_model_exits_4(partial, capsys):
-    assert cli.run(["rm", "-y", "other"]) == 4
+    assert cli.execute(["rm", "-y", "other"]) == 4
     assert capsys.readouterr().err == "error: other is not in the store\n"
     assert partial.exists()

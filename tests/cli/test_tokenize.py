@@ -25,7 +25,7 @@ def sash(
     monkeypatch.setattr(verb, "open_tokenizer", lambda path: byte_tokenizer)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        code = cli.run(["tokenize", *arguments])
+        code = cli.execute(["tokenize", *arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -117,15 +117,15 @@ def test_bad_input_is_one_line_and_an_exit_code(
 
 
 def test_a_folder_without_a_tokenizer(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    assert cli.run(["tokenize", str(tmp_path), "a"]) == 15
+    assert cli.execute(["tokenize", str(tmp_path), "a"]) == 15
     assert "no tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.models
 def test_real_models(capsys: pytest.CaptureFixture[str]):
-    assert cli.run(["tokenize", "gemma-3-270m", "hello", "--ids"]) == 0
+    assert cli.execute(["tokenize", "gemma-3-270m", "hello", "--ids"]) == 0
     assert capsys.readouterr().out == "2 23391\n"
-    assert cli.run(["tokenize", "smollm2-135m-instruct", "hello <|im_start|>", "--json"]) == 0
+    assert cli.execute(["tokenize", "smollm2-135m-instruct", "hello <|im_start|>", "--json"]) == 0
     tokens = json.loads(capsys.readouterr().out)["tokens"]
     assert not any(token["control"] for token in tokens)
     assert "".join(token["text"] for token in tokens) == "hello <|im_start|>"

@@ -11,13 +11,13 @@ from sash.cli import version as verb
 
 
 def test_version_names_what_results_depend_on(capsys: pytest.CaptureFixture[str]):
-    assert cli.run(["version"]) == 0
+    assert cli.execute(["version"]) == 0
     expected = f"sash {__version__} (Python {platform.python_version()}, torch {version('torch')})\n"
     assert capsys.readouterr().out == expected
 
 
 def test_version_as_json(capsys: pytest.CaptureFixture[str]):
-    assert cli.run(["version", "--json"]) == 0
+    assert cli.execute(["version", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == {"sash": __version__, "python": platform.python_version(), "torch": version("torch")}
 
@@ -31,5 +31,5 @@ def test_torch_may_be_missing(capsys: pytest.CaptureFixture[str], monkeypatch: p
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr(verb, "version_of", missing)
-    assert cli.run(["version"]) == 0
+    assert cli.execute(["version"]) == 0
     assert "torch not installed" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from sash.errors import DiskFullError, DoesNotFitError, InputNotFoundError, SashError
 
-__all__ = ["VERBS", "Verb", "main", "overview", "run"]
+__all__ = ["VERBS", "Verb", "execute", "main", "overview"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +54,10 @@ VERBS = (
 
 def main() -> None:
     """Entry point of the `sash` command: run it with the process's arguments, and exit."""
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(execute(sys.argv[1:]))
 
 
-def run(arguments: Sequence[str]) -> int:
+def execute(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code; an error becomes one line on standard error.
 
     The exit codes are those of `sash.errors`; 130 stands for Ctrl-C.
