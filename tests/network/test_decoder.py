@@ -141,6 +141,27 @@ def test_window_probe(backend: str, chunk: int | None) -> None:
     assert changed(window) == 0.0
 
 
+def test_gradients_flow_through_every_segment() -> None:
+    """Training is the forward without a cache: its gradients are those of the definition."""
+    from sash.attention.dispatch import BACKENDS
+
+    patterns = [AttentionPattern(window=5, pins=2), AttentionPattern(), AttentionPattern(window=3, dilation=2)]
+    gradients = []
+    for name in ("torch", "reference"):
+        decoder = small_decoder(small_config(patterns))
+        decoder.backend = BACKENDS[name]
+        decoder.requires_grad_(True)
+        ids = torch.randint(0, 61, (300,), generator=torch.Generator().manual_seed(5))
+        logits = decoder.logits(decoder(Batch.pack([ids[:290], ids[290:]])))
+        torch.nn.functional.cross_entropy(logits[:-1], ids[1:]).backward()
+        gradients.append([parameter.grad for parameter in decoder.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert one is not None
+        assert other is not None
+        assert float(other.abs().max()) > 0
+        assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+
+
 def test_ten_million_is_a_position_like_any_other() -> None:
     """Rotary attention depends on distances alone, so far out it must give what it gives at home."""
     config = small_config([AttentionPattern(window=5)] * 2)

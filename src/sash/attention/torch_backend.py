@@ -1,7 +1,7 @@
 """Segment attention in torch: one code for CPU, CUDA and MPS, no N x N tensor, no repeated keys.
 
 On the CPU torch's own flash kernel does a segment, because it also returns the log-sum-exp and never holds the
-scores. Elsewhere, and for dtypes that kernel lacks, the scores of one block of queries are computed as they are
+scores. Elsewhere, where gradients are wanted, and for dtypes that kernel lacks, the scores of one block of queries are computed as they are
 written in the paper. Both read keys and values in place; the heads of a group share them through a stride of zero.
 
 Shape suffixes: T queries, S keys, H query heads, G key/value heads, R = H / G, K head dimension.
@@ -21,7 +21,9 @@ _FLASH_DTYPES = (torch.float32, torch.bfloat16)
 
 def attend_segment(q_THK: Tensor, segment: Segment, scale: float) -> tuple[Tensor, Tensor]:
     """One segment: outputs [T, H, K] and log-sum-exp [T, H] (float32, -inf for a query that sees nothing)."""
-    if q_THK.device.type == "cpu" and q_THK.dtype in _FLASH_DTYPES:
+    # The kernel's log-sum-exp carries no gradient, and a merge of segments needs one.
+    differentiated = torch.is_grad_enabled() and q_THK.requires_grad
+    if q_THK.device.type == "cpu" and q_THK.dtype in _FLASH_DTYPES and not differentiated:
         return attend_flash_cpu(q_THK, segment, scale)
     return attend_explicit(q_THK, segment, scale)
 
@@ -52,14 +54,15 @@ def attend_flash_cpu(q_THK: Tensor, segment: Segment, scale: float) -> tuple[Ten
 def attend_explicit(q_THK: Tensor, segment: Segment, scale: float) -> tuple[Tensor, Tensor]:
     """`attend_segment` as the paper writes it: softmax(q k^T) v over one block, with float32 scores."""
     n_queries, n_heads, head_dim = q_THK.shape
-    n_groups, n_keys, _ = segment.keys_GSK.shape
+    n_groups = segment.keys_GSK.shape[0]
     per_group = n_heads // n_groups
     q_GMK = q_THK.view(n_queries, n_groups, per_group, head_dim).permute(1, 2, 0, 3).reshape(n_groups, -1, head_dim)
-    scores_GMS = torch.bmm(q_GMK, segment.keys_GSK.transpose(1, 2)).float().mul_(scale)
+    scores_GMS = torch.bmm(q_GMK, segment.keys_GSK.transpose(1, 2)).float() * scale
     if segment.mask is not None:
-        scores_GMS.view(n_groups, per_group, n_queries, n_keys).masked_fill_(~segment.mask.allowed_TS, -math.inf)
+        allowed_MS = segment.mask.allowed_TS.repeat(per_group, 1)
+        scores_GMS = scores_GMS.masked_fill(~allowed_MS, -math.inf)
     top_GM1 = scores_GMS.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
-    weights_GMS = scores_GMS.sub_(top_GM1).exp_()
+    weights_GMS = torch.exp(scores_GMS - top_GM1)
     sum_GM1 = weights_GMS.sum(-1, keepdim=True)
     out_GMK = torch.bmm(weights_GMS.to(q_THK.dtype), segment.values_GSK).float() / sum_GM1.clamp_min(1e-38)
     lse_GM = (top_GM1 + sum_GM1.log()).squeeze(-1)

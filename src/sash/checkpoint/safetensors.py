@@ -1,6 +1,6 @@
 """The safetensors format: eight bytes of header length, a JSON header, then the tensors without gaps.
 
-Format: https://huggingface.co/docs/safetensors. Whatever is accepted here, the reference library accepts too; a test
+Format: the README of the safetensors project. Whatever is accepted here, the reference library accepts too; a test
 holds the two against each other. What is refused beyond it: headers over 16 MiB (the largest of real models take 1 to
 2 MiB), duplicate keys, keys that the format does not know, and number formats that Sash has no use for.
 """
