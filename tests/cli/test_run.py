@@ -6,7 +6,9 @@ import functools
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -280,18 +282,29 @@ def test_ctrl_c_ends_the_answer_and_keeps_what_there_is(terminal: Callable[..., 
     assert "Traceback" not in run.shown
 
 
-def test_ctrl_c_while_standard_input_is_awaited(terminal: Callable[..., Any], base_model: Path):
-    run = terminal("run", base_model, "-f", "-")
-    run.send("a line\n")
-    run.read_until(lambda shown: "reading" in shown)
-    run.send("\x03")
-    assert run.wait() == 130
-    assert "Traceback" not in run.shown
+def test_ctrl_c_while_standard_input_is_awaited(
+    base_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    reader, writer = os.pipe()
+    main = threading.main_thread().ident
+    assert main is not None
+    feed = Session.feed
+
+    def noted(self: Session, ids: list[int], progress: Any = None) -> int:
+        # The pipe stays open and silent from here on; only a signal can end the waiting.
+        threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)).start()
+        return feed(self, ids, progress)
+
+    monkeypatch.setattr(Session, "feed", noted)
+    os.write(writer, b"a line\nb")
+    with open(reader, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert cli.execute(["run", str(base_model), "-f", "-"]) == 130
+    os.close(writer)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_ctrl_c_while_reading_leaves_a_whole_session(base_model: Path, sash: Sash, monkeypatch: pytest.MonkeyPatch):
-    import signal
-
     feed, sessions = Session.feed, []
 
     def interrupted(self: Session, ids: list[int], progress: Any = None) -> int:
@@ -315,28 +328,89 @@ def test_ctrl_c_while_reading_leaves_a_whole_session(base_model: Path, sash: Sas
 
 
 def test_the_handler_of_ctrl_c_is_given_back(sash: Sash, base_model: Path):
-    import signal
-
     before = signal.getsignal(signal.SIGINT)
     assert sash("run", base_model, "Once", "-n", "2")[0] == 0
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_answer_to_a_live_pipe_starts_after_its_end(base_model: Path, tmp_path: Path):
-    import subprocess
+def test_an_answer_to_a_live_pipe_starts_after_its_end(
+    base_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    reader, writer = os.pipe()
+    pause = 0.4
 
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sash", "run", str(base_model), "-f", "-", "-n", "5", "--ignore-eos", "--json"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "SASH_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stdin is not None
-    for line in ("a first line\n", "and a second\n"):
-        process.stdin.write(line)
-        process.stdin.flush()
-        time.sleep(0.2)
-    out, err = process.communicate("the last", timeout=60)
-    assert (process.returncode, err.count("note:")) == (0, 1)
-    found = json.loads(out)
-    assert found["stats"]["prompt_tokens"] == 1 + len("a first line\nand a second\nthe last")
-    assert 0 < found["stats"]["first_token_after_input_seconds"] < found["stats"]["first_token_seconds"]
+    def write() -> None:
+        for line in (b"a first line\n", b"and a second\n", b"the last"):
+            os.write(writer, line)
+            time.sleep(pause)
+        os.close(writer)
+
+    thread = threading.Thread(target=write)
+    with open(reader, encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        thread.start()
+        assert cli.execute(["run", str(base_model), "-f", "-", "-n", "5", "--ignore-eos", "--json", "--stats"]) == 0
+    thread.join()
+    out, err = capsys.readouterr()
+    stats = json.loads(out)["stats"]
+    assert stats["prompt_tokens"] == 1 + len("a first line\nand a second\nthe last")
+    # The wait for the first pieces counts for one figure and not for the other.
+    assert 0 < stats["first_token_after_input_seconds"] < stats["first_token_seconds"]
+    assert "after the end of the input" in err
+
+
+def test_who_stops_reading_the_answer_ends_it(base_model: Path, monkeypatch: pytest.MonkeyPatch):
+    class Closed:
+        def write(self, text: str) -> None:
+            raise BrokenPipeError
+
+        def flush(self) -> None: ...
+
+    from sash.cli.interrupt import Interrupt
+    from sash.cli.prompt_reader import Reading
+    from sash.cli.run import write
+
+    lm = load_decoder(base_model)
+    reading = Reading(lm.session())
+    reading.feed(lm.tokenizer.encode("Once"), lambda count: None)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    params = SamplingParams(max_tokens=50, seed=1, ignore_eos=True)
+    with pytest.raises(BrokenPipeError):
+        write(lm, reading, params, chat=False, show_text=True, interrupt=Interrupt())
+    assert reading.session.tokens < 50
+
+
+@pytest.mark.models
+def test_gemma_reads_through_its_window(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    chapters = Path(__file__).parents[2] / "examples" / "emma_chapters_1_to_5.txt"
+    text = "".join(chapters.read_text(encoding="utf-8").splitlines(keepends=True)[:150])
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    assert cli.execute(["run", "gemma-3-270m", "-f", str(tmp_path / "text.txt"), *GREEDY, "--json", "--stats"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    lm = load_decoder("gemma-3-270m")
+    ids = lm.tokenizer.encode(text)
+    assert found["stats"]["prompt_tokens"] == len(ids) > 1024
+    assert found["token_ids"] == list(lm.generate(ids, max_tokens=12, temperature=0.0).token_ids)
+    assert f"{len(ids) - 512:,} of {len(ids):,} tokens slid out of direct sight in 15 of 18 layers" in captured.err
+    assert "visible directly in 15 of 18 layers, all in 3" in captured.err
+
+
+@pytest.mark.models
+def test_an_instruct_model_answers_about_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    (tmp_path / "note.txt").write_text("The password of the gate is marigold.\n\nThe gate is blue.\n")
+    given = ["-f", str(tmp_path / "note.txt"), "What is the password of the gate?"]
+    assert cli.execute(["run", "smollm2-135m-instruct", *given, "-t", "0", "-n", "20"]) == 0
+    assert "marigold" in capsys.readouterr().out.lower()
+
+
+@pytest.mark.models
+def test_live_pieces_of_a_novel_are_its_tokens():
+    from sash.cli.live_tokens import encode_live
+
+    chapters = Path(__file__).parents[2] / "examples" / "emma_chapters_1_to_5.txt"
+    text = chapters.read_text(encoding="utf-8")
+    pieces = [text[start : start + 777] for start in range(0, len(text), 777)]
+    for name in ("gemma-3-270m", "smollm2-135m-instruct"):
+        tokenizer = load_decoder(name).tokenizer
+        assert [i for part in encode_live(tokenizer, pieces) for i in part] == tokenizer.encode(text)

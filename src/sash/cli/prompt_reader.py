@@ -161,7 +161,7 @@ def read(lm: LM, prompt: Prompt, *, chat: bool, may_slide: bool, interrupt: Inte
         bar.advance(count)
         interrupt.raise_if_requested()
 
-    with ReadingBar(total, in_sight) as bar:
+    with ReadingBar(total, in_sight, at_once=total is None) as bar:
         for ids in parts:
             reading.ended = time.perf_counter()
             if ids:

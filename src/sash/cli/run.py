@@ -14,6 +14,7 @@ from sash.cli import model_options as options
 from sash.cli.answer_account import draw_account, logprobs_json
 from sash.cli.interrupt import Interrupt
 from sash.cli.prompt_reader import Prompt, Reading, read
+from sash.cli.talk import show
 from sash.cli.window_words import overflow_note, window_json
 from sash.errors import UsageError
 
@@ -61,20 +62,16 @@ class Answered:
 
 
 def write(
-    lm: LM, reading: Reading, params: SamplingParams, *, chat: bool, show: bool, interrupt: Interrupt
+    lm: LM, reading: Reading, params: SamplingParams, *, chat: bool, show_text: bool, interrupt: Interrupt
 ) -> Answered:
-    """Write an answer to what was read; its text goes to standard output piece by piece if `show`."""
+    """Write an answer to what was read; its text goes to standard output piece by piece if `show_text`."""
     n_prompt, began = reading.session.tokens, time.perf_counter()
     stream = reading.session.stream(params, cancelled=interrupt, continues=not chat)
-    ends_line = True
-    for piece in stream:
-        if show:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-            ends_line = piece.endswith("\n")
-    if not ends_line:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+    if show_text:
+        show(stream)
+    else:
+        for _ in stream:
+            pass
     completion = stream.completion
     stats = replace(
         completion.stats,
@@ -96,7 +93,7 @@ def answer(lm: LM, prompt: Prompt, params: SamplingParams, *, may_slide: bool, a
         note = overflow_note(lm.config, reading.session.tokens)
         if note is not None:
             typer.echo(f"note: {note}", err=True)
-        answered = write(lm, reading, params, chat=chat, show=not as_json, interrupt=interrupt)
+        answered = write(lm, reading, params, chat=chat, show_text=not as_json, interrupt=interrupt)
     completion = answered.completion
     if as_json:
         typer.echo(json.dumps(answered.to_json(), ensure_ascii=False, indent=2))

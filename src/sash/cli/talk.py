@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from sash.completion import Completion
     from sash.lm import LM
     from sash.sampling import SamplingParams
+    from sash.session import Stream
+
+
+def show(stream: Stream) -> None:
+    """Write an answer to standard output as it is written, and end its last line."""
+    ends_line = True
+    for piece in stream:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+        ends_line = piece.endswith("\n")
+    if not ends_line:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
 
 
 class Talk:
@@ -93,30 +106,27 @@ class Talk:
         params = replace(self.params, seed=((self.params.seed or 0) + self._answers) % 2**63)
         self._answers += 1
         start = time.perf_counter()
-        with Interrupt() as interrupt, ReadingBar(None, None) as bar:
+        try:
+            with Interrupt() as interrupt:
+                stream = self._read(text, params, interrupt)
+                read_seconds = time.perf_counter() - start
+                show(stream)
+        except KeyboardInterrupt:
+            # While reading, or pressed twice: what the session holds may be half of a step.
+            self.conversation.session = None
+            typer.echo("stopped", err=True)
+            return
+        self._report(stream.completion, read_seconds)
+
+    def _read(self, text: str, params: SamplingParams, interrupt: Interrupt) -> Stream:
+        with ReadingBar(None, None) as bar:
 
             def progress(count: int) -> None:
+                bar.total = self.conversation.read_anew
                 bar.advance(count)
                 interrupt.raise_if_requested()
 
-            try:
-                stream = self.conversation.say(text, params, progress, interrupt)
-                bar.__exit__(None, None, None)
-                read_seconds = time.perf_counter() - start
-                ends_line = True
-                for piece in stream:
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
-                    ends_line = piece.endswith("\n")
-                if not ends_line:
-                    sys.stdout.write("\n")
-                    sys.stdout.flush()
-            except KeyboardInterrupt:
-                # While reading, or pressed twice: what the session holds may be half of a step.
-                self.conversation.session = None
-                typer.echo("stopped", err=True)
-                return
-        self._report(stream.completion, read_seconds)
+            return self.conversation.say(text, params, progress, interrupt)
 
     def _report(self, completion: Completion, read_seconds: float) -> None:
         stats = completion.stats
