@@ -385,10 +385,11 @@ def test_gemma_reads_through_its_window(capsys: pytest.CaptureFixture[str], tmp_
     chapters = Path(__file__).parents[2] / "examples" / "emma_chapters_1_to_5.txt"
     text = "".join(chapters.read_text(encoding="utf-8").splitlines(keepends=True)[:150])
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
-    assert cli.execute(["run", "gemma-3-270m", "-f", str(tmp_path / "text.txt"), *GREEDY, "--json", "--stats"]) == 0
+    flags = [*GREEDY, "--dtype", "float32", "--json", "--stats"]
+    assert cli.execute(["run", "gemma-3-270m", "-f", str(tmp_path / "text.txt"), *flags]) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)
-    lm = load_decoder("gemma-3-270m")
+    lm = load_decoder("gemma-3-270m", dtype="float32")
     ids = lm.tokenizer.encode(text)
     assert found["stats"]["prompt_tokens"] == len(ids) > 1024
     assert found["token_ids"] == list(lm.generate(ids, max_tokens=12, temperature=0.0).token_ids)
