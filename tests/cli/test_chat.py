@@ -167,6 +167,16 @@ def test_a_failed_save_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: py
         chat_file.save(path, messages[:1])
 
 
+def test_a_full_disk_has_an_exit_code_of_its_own(chat: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    code, _, err = chat("Hello", f"/save {tmp_path / 'talk.jsonl'}")
+    assert code == 8
+    assert "the disk is full" in err
+
+
 def message(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -14,7 +15,7 @@ from sash.cli import chat_file
 from sash.cli.sizes import parse_window
 from sash.cli.talk import Talk
 from sash.cli.window_words import ablation_note, view_words, windows_by_layer
-from sash.errors import SashError, UsageError
+from sash.errors import DiskFullError, SashError, UsageError
 
 
 class Leave(Exception):
@@ -101,6 +102,8 @@ def _save(talk: Talk, argument: str) -> None:
     try:
         chat_file.save(path, talk.conversation.messages)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"the disk is full: {path} was not written; make room and save again") from error
         raise SashError(f"cannot write {path}: {error.strerror or error}") from error
     typer.echo(f"{len(talk.conversation.messages)} messages in {path}", err=True)
 
