@@ -1,10 +1,11 @@
 """Segment attention in torch: one code for CPU, CUDA and MPS, no N x N tensor, no repeated keys.
 
 On the CPU torch's own flash kernel does a segment, because it also returns the log-sum-exp and never holds the
-scores. Elsewhere, where gradients are wanted, and for dtypes that kernel lacks, the scores of one block of queries are computed as they are
-written in the paper. Both read keys and values in place; the heads of a group share them through a stride of zero.
+scores. Elsewhere, where gradients are wanted, and for dtypes that kernel lacks, the scores of one block of queries
+are computed as they are written in the paper. Both read keys and values in place; the heads of a group share them
+through a stride of zero.
 
-Shape suffixes: T queries, S keys, H query heads, G key/value heads, R = H / G, K head dimension.
+Shape suffixes: T queries, S keys, H query heads, G key/value heads, R = H / G, M = R T, K head dimension.
 """
 
 from __future__ import annotations
