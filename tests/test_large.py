@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from sash.checkpoint import open_checkpoint
-from sash.checkpoint.load import load_weights, read_description
+from sash.checkpoint.description import read_description
+from sash.checkpoint.load import load_weights
 from sash.lm import LM
 from sash.network.config import ModelConfig
 from sash.network.decoder import Decoder

@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as Many
 
-from sash.completion import Completion, Statistics, View, full_cache_bytes, ring_cache_bytes
+from sash.completion import Completion, Statistics, View, full_cache_bytes
 from sash.engine.request import Event, Sequence, Token
 from sash.network.cache import KVCache
+from sash.network.sizing import kv_bytes
 from sash.text.stream import Detokenizer, StopMatcher
 from sash.text.tokenizer import Tokenizer
 
@@ -96,7 +97,7 @@ class Answer:
             first_token_seconds=self._first_at - self._began,
             write_seconds=self._last_at - self._first_at,
             view=View.of(config, length),
-            kv_bytes=ring_cache_bytes(config, length, self._cache.dtype.itemsize),
+            kv_bytes=kv_bytes(config, length, self._cache.dtype.itemsize),
             kv_bytes_full=full_cache_bytes(config, length, self._cache.dtype.itemsize),
             forced_window=config.forced_window,
         )

@@ -7,7 +7,6 @@ from typing import Any
 
 from sash.engine.request import FinishReason, Token
 from sash.network.config import ModelConfig
-from sash.network.sizing import kv_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +120,3 @@ class Completion:
 def full_cache_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
     """Bytes of a cache that keeps the keys and values of all `length` tokens in every layer, to the token."""
     return 2 * config.n_layers * length * config.n_kv_heads * config.head_dim * itemsize
-
-
-def ring_cache_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
-    """Bytes that a sequence of `length` tokens holds in a rolling buffer cache."""
-    return kv_bytes(config, length, itemsize)

@@ -11,7 +11,8 @@ import torch
 from sash import hub
 from sash.attention import dispatch
 from sash.checkpoint import Checkpoint, open_checkpoint
-from sash.checkpoint.load import load_weights, read_description, resolve_dtype
+from sash.checkpoint.description import read_description
+from sash.checkpoint.load import load_weights, resolve_dtype
 from sash.errors import DoesNotFitError, UnsupportedError, UsageError
 from sash.lm import LM
 from sash.masked import MaskedLM

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sash.attention.pattern import AttentionPattern
 from sash.checkpoint import open_checkpoint
-from sash.checkpoint.load import load_weights, read_description, resolve_dtype
+from sash.checkpoint.description import read_description
+from sash.checkpoint.load import load_weights, resolve_dtype
 from sash.errors import CheckpointError, ConfigError, SashError, UnsupportedError, UsageError
 from sash.families import Description
 from sash.network.batch import Batch

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sash.checkpoint import open_checkpoint
-from sash.checkpoint.load import load_weights, read_description
+from sash.checkpoint.description import read_description
+from sash.checkpoint.load import load_weights
 from sash.lm import LM
 from sash.network.decoder import Decoder
 from tests.conftest import ByteTokenizer

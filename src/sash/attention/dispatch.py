@@ -23,7 +23,7 @@ def resolve(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
         UnsupportedError: a backend that was asked for by name cannot compute `dtype`.
     """
     if name == "auto":
-        flash = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+        flash = torch_backend.has_flash(device, dtype)
         logger.info("attention: torch (%s, %s)", "CPU flash kernel" if flash else "explicit blocks", device.type)
         return BACKENDS["torch"]
     if name not in BACKENDS:

@@ -161,10 +161,7 @@ class AttentionPattern:
         >>> AttentionPattern(window=3, dilation=2).reach_back
         4
         """
-        if self.window is None:
-            return None
-        steps = self.window - 1 if self.causal else self.window // 2
-        return steps * self.dilation
+        return None if self.window is None else self._arm * self.dilation
 
     def capacity(self) -> int | None:
         """Slots that a cache needs for any length of a sequence, pins included; None where it must grow.

@@ -17,14 +17,17 @@ from torch import Tensor
 
 from sash.attention.segment import Segment
 
-_FLASH_DTYPES = (torch.float32, torch.bfloat16)
+
+def has_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's CPU flash kernel computes this."""
+    return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
 
 
 def attend_segment(q_THK: Tensor, segment: Segment, scale: float) -> tuple[Tensor, Tensor]:
     """One segment: outputs [T, H, K] and log-sum-exp [T, H] (float32, -inf for a query that sees nothing)."""
     # The kernel's log-sum-exp carries no gradient, and a merge of segments needs one.
     differentiated = torch.is_grad_enabled() and q_THK.requires_grad
-    if q_THK.device.type == "cpu" and q_THK.dtype in _FLASH_DTYPES and not differentiated:
+    if has_flash(q_THK.device, q_THK.dtype) and not differentiated:
         return attend_flash_cpu(q_THK, segment, scale)
     return attend_explicit(q_THK, segment, scale)
 

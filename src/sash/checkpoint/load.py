@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from sash.checkpoint.source import Checkpoint
 from sash.errors import CheckpointError, UnsupportedError, UsageError
-from sash.families import Description, describe
+from sash.families import Description
 from sash.families.description import parse_slice
 
 logger = logging.getLogger(__name__)
@@ -45,13 +45,7 @@ def resolve_dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, devic
         if name not in DTYPES:
             raise UsageError(f"dtype {dtype!r} is not known: use auto, {', '.join(DTYPES)}")
         return DTYPES[name]
-    sizes: dict[str, int] = defaultdict(int)
-    for tensor in checkpoint.names():
-        size = 1
-        for length in checkpoint.shape(tensor):
-            size *= length
-        sizes[checkpoint.dtype_name(tensor)] += size
-    stored = max(sizes, key=lambda name: sizes[name], default="BF16")
+    stored = checkpoint.main_dtype_name
     if stored == "F32":
         return torch.float32
     if stored == "F16" and device.type != "cpu":
@@ -59,16 +53,6 @@ def resolve_dtype(dtype: str | torch.dtype | None, checkpoint: Checkpoint, devic
     if stored != "BF16":
         logger.info("dtype: bfloat16, since the checkpoint is stored as %s", stored)
     return torch.bfloat16
-
-
-def read_description(checkpoint: Checkpoint) -> Description:
-    """What network a checkpoint holds, and which tensor is which."""
-
-    def read_vector(name: str) -> Sequence[float]:
-        values: list[float] = checkpoint.read(name, torch.float32).tolist()
-        return values
-
-    return describe(checkpoint.kind, checkpoint.config, checkpoint.names(), read_vector)
 
 
 def load_weights(

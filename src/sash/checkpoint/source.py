@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -87,6 +88,15 @@ class Checkpoint:
     def n_parameters(self) -> int:
         """Values in all tensors; one that is stored twice counts twice, and tables that are no weights count too."""
         return sum(stored.n_elements for _, stored in self._tensors.values())
+
+    @property
+    def main_dtype_name(self) -> str:
+        """The storage type that most of its values have; "BF16" where there are none."""
+        sizes: dict[str, int] = {}
+        for name in self.names():
+            kind = self.dtype_name(name)
+            sizes[kind] = sizes.get(kind, 0) + prod(self.shape(name))
+        return max(sizes, key=lambda kind: sizes[kind], default="BF16")
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Read a tensor.

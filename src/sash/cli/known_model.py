@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -62,8 +59,8 @@ def look_up(name: str) -> KnownModel:
         ModelNotFoundError: neither a model that is here nor a preset.
         CheckpointError, ConfigError: its files are broken or not understood.
     """
+    from sash.checkpoint.description import read_description
     from sash.checkpoint.source import open_checkpoint
-    from sash.families import describe
 
     try:
         path = hub.resolve(name)
@@ -72,12 +69,7 @@ def look_up(name: str) -> KnownModel:
             return KnownModel(name=name, path=None, config=PRESETS[name], dtype="bfloat16")
         raise
     with open_checkpoint(path) as checkpoint:
-
-        def read_vector(tensor: str) -> Sequence[float]:
-            values: list[float] = checkpoint.read(tensor).tolist()
-            return values
-
-        description = describe(checkpoint.kind, checkpoint.config, checkpoint.names(), read_vector)
+        description = read_description(checkpoint)
         return KnownModel(name=name, path=path, config=description.config, dtype=usual_dtype(checkpoint))
 
 
@@ -94,10 +86,7 @@ def open_tokenizer(path: Path) -> Tokenizer:
 
 def usual_dtype(checkpoint: Checkpoint) -> Dtype:
     """What a CPU computes in by default: float32 where most of the checkpoint is stored so, else bfloat16."""
-    sizes: dict[str, int] = defaultdict(int)
-    for tensor in checkpoint.names():
-        sizes[checkpoint.dtype_name(tensor)] += prod(checkpoint.shape(tensor))
-    return "float32" if max(sizes, key=lambda stored: sizes[stored], default="BF16") == "F32" else "bfloat16"
+    return "float32" if checkpoint.main_dtype_name == "F32" else "bfloat16"
 
 
 def parse_dtype(text: str | None, default: Dtype) -> Dtype:

@@ -1,0 +1,22 @@
+"""What network a checkpoint holds: its tables, read by the family it belongs to. Needs no torch for most files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sash.checkpoint.source import Checkpoint
+from sash.families import Description, describe
+
+
+def read_description(checkpoint: Checkpoint) -> Description:
+    """What network a checkpoint holds, and which tensor is which.
+
+    Raises:
+        CheckpointError, ConfigError: its files are broken or not understood.
+    """
+
+    def read_vector(name: str) -> Sequence[float]:
+        values: list[float] = checkpoint.read(name).float().tolist()
+        return values
+
+    return describe(checkpoint.kind, checkpoint.config, checkpoint.names(), read_vector)
