@@ -3,36 +3,71 @@
 
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+PACKAGES := $(VENV)/.installed
+STAMP  := $(VENV)/.kernels
 JOBS   ?= 2
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
             $$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && exit; done; echo python3)
 
+# The native kernels: built here, put into .venv. KERNELS=off leaves them out, and torch does their work.
+KERNELS ?= on
+BUILD   := build/kernels
+NATIVE  := CMakeLists.txt $(wildcard src/sash/kernels/*.cpp src/sash/kernels/*.h)
+WERROR  ?= OFF
+SYMBOLS ?= OFF
+SITE    = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
+CONFIGURE = $(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DSASH_OUTPUT_DIR=$(SITE) -DSASH_WERROR=$(WERROR) -DSASH_SYMBOLS=$(SYMBOLS)
+
 MODELS  := gemma-3-270m smollm2-135m-instruct
 CHAPTERS := examples/emma_chapters_1_to_5.txt
 
-.PHONY: help run test test-properties test-models test-large lint bench docs clean
+.PHONY: help run test kernels test-properties test-models test-large lint bench docs clean
 
 help:
 	@echo 'make run          a real sliding-window model reads five chapters of Emma and writes on'
 	@echo 'make test         the default tests'
+	@echo 'make kernels      build the native kernels again (SYMBOLS=ON keeps names and lines for profilers)'
 	@echo 'make test-properties  2,000 random schedules of chunks, windows, pins and company'
 	@echo 'make test-models  the tests on the real checkpoints of the catalogue (pulled once, 325 MB)'
 	@echo 'make test-large   the tests that need 24 GiB of memory'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make bench        every benchmark; a table each'
 	@echo 'make docs         write docs/cli.md anew and check the links of the pages'
-	@echo 'make clean        remove .venv and caches (pulled models stay; see sash rm)'
+	@echo 'make clean        remove .venv, build and caches (pulled models stay; see sash rm)'
 
-# The stamp is newer than what it was made from, so a second call asks pip nothing.
-$(STAMP): pyproject.toml constraints.txt
+# A stamp is newer than what it was made from, so a second call asks pip nothing and compiles nothing. What builds
+# the kernels is installed like any other package: no build fetches anything by itself.
+$(PACKAGES): pyproject.toml constraints.txt
 	@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || \
 	  { echo 'error: Sash needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo 'error: $(PYTHON) cannot make a virtual environment; install its venv module' >&2; exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt scikit-build-core nanobind cmake ninja
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation \
+	  -Cwheel.cmake=false -Ceditable.mode=inplace -e '.[dev]'
 	@touch $@
+
+# A machine that cannot build (no compiler, no headers of Python) is fine: it is said, and torch serves. A machine
+# that can, and fails at the sources, is an error.
+$(STAMP): $(PACKAGES) $(NATIVE)
+	@if test '$(KERNELS)' = off; then \
+	  rm -f $(SITE)/_sash_kernels.*; echo 'note: without native kernels (KERNELS=off); torch does their work'; \
+	elif $(CONFIGURE) > $(VENV)/kernels.log 2>&1; then \
+	  $(BIN)/cmake --build $(BUILD) || \
+	    { echo 'error: the kernels do not compile; make KERNELS=off ... works without them' >&2; exit 1; }; \
+	else \
+	  rm -f $(SITE)/_sash_kernels.*; \
+	  echo 'note: without native kernels: no C++17 compiler works here ($(VENV)/kernels.log says why);' \
+	    'torch does their work. After installing one: make kernels'; \
+	fi
+	@touch $@
+
+kernels: $(PACKAGES)
+	$(CONFIGURE)
+	$(BIN)/cmake --build $(BUILD)
+	@touch $(STAMP)
 
 run: $(STAMP)
 	$(BIN)/sash run gemma-3-270m -f $(CHAPTERS) --max-tokens 120 --stats
@@ -64,4 +99,4 @@ docs: $(STAMP)
 	$(BIN)/python docs/check_links.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
