@@ -99,7 +99,7 @@ def test_int4_stands_for_scale_times_q_plus_minimum(group, minimum):
         ({"rotation": 3}, "power of two"),
         ({"rotation": 128}, "divides 64"),
         ({"rotation": 0}, "power of two"),
-        ({"kind": "bf16", "rotation": 1}, "see scale"),
+        ({"kind": "bf16", "rotation": 1}, "data of a packed bf16"),
         ({"scale": None}, "see scale"),
         ({"minimum": torch.zeros(16)}, "see minimum"),
         ({"scale": torch.zeros(16).double()}, "float64"),
