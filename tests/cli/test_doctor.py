@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from sash import __version__, cli
 from sash.cli import doctor
 from sash.cli.doctor import cpu_facts
+from sash.kernels import isa
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +35,59 @@ def test_doctor_reports_what_is_here(capsys: pytest.CaptureFixture[str], tmp_pat
     assert {finding["status"] for finding in found.values()} <= {"ok", "note"}
 
 
-def test_doctor_says_what_is_not_built(capsys: pytest.CaptureFixture[str]):
+SUBJECTS = ("native kernels", "int8 and int4 weights")
+
+
+class Built:
+    """An extension as a machine with AVX2 would load it."""
+
+    def available_isas(self) -> list[str]:
+        return ["avx2", "portable"]
+
+    def isa(self) -> str:
+        wanted = os.environ.get("SASH_ISA", "avx2")
+        if wanted not in (*self.available_isas(), "none"):
+            raise ValueError(f"SASH_ISA={wanted} is beyond this processor")
+        return wanted
+
+
+@pytest.mark.parametrize(
+    ("forced", "status", "native", "quantised"),
+    [
+        (None, "ok", "avx2; also usable here: portable", "computed by the avx2 kernels"),
+        ("portable", "ok", "portable, forced by SASH_ISA; also usable here: avx2", "computed by the portable kernels"),
+        ("none", "note", "left out by SASH_ISA=none; torch does", "computed by torch"),
+        ("amx", "problem", "SASH_ISA=amx is beyond this processor; unset it", "SASH_ISA=amx is beyond"),
+    ],
+)
+def test_doctor_says_which_instruction_set_serves(
+    forced: str | None,
+    status: str,
+    native: str,
+    quantised: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(isa, "_imported", lambda: (Built(), ""))
+    if forced is None:
+        monkeypatch.delenv("SASH_ISA", raising=False)
+    else:
+        monkeypatch.setenv("SASH_ISA", forced)
+    found = findings(capsys, code=int(status == "problem"))
+    assert [found[subject]["status"] for subject in SUBJECTS] == [status, status]
+    assert found["native kernels"]["detail"].startswith(native)
+    assert found["int8 and int4 weights"]["detail"].startswith(quantised)
+
+
+@pytest.mark.parametrize("reason", ["not built", "built, but does not load: a library is gone"])
+def test_doctor_says_why_there_are_no_native_kernels(
+    reason: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(isa, "_imported", lambda: (None, reason))
+    monkeypatch.delenv("SASH_ISA", raising=False)
     found = findings(capsys)
-    for subject in ("native kernels", "int8 and int4 weights"):
-        assert (found[subject]["status"], found[subject]["detail"]) == ("note", "not part of this version")
+    assert [found[subject]["status"] for subject in SUBJECTS] == ["note", "note"]
+    assert found["native kernels"]["detail"].startswith(f"{reason}; torch does their work. With a C++17 compiler:")
 
 
 def test_the_report_for_people(capsys: pytest.CaptureFixture[str]):

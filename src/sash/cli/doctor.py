@@ -16,10 +16,11 @@ from typing import Annotated, Literal
 import typer
 
 from sash import __version__, hub
-from sash.errors import SashError
+from sash.errors import SashError, UsageError
 from sash.explain.budget import binary
 from sash.explain.labels import table
 from sash.hub.store import models_root
+from sash.kernels import isa
 from sash.memory import available_memory
 
 Status = Literal["ok", "note", "problem"]
@@ -30,6 +31,7 @@ CPU_FLAGS = (
     *("asimd", "asimddp", "bf16", "i8mm", "sve", "sve2"),
 )
 COMPILERS = ("c++", "g++", "clang++")
+BUILD_REMEDY = "With a C++17 compiler: `make kernels` in a checkout, or install Sash again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +55,7 @@ def examine() -> list[Finding]:
         _store(),
         _compiler(),
         *_attention(),
-        Finding(subject="native kernels", status="note", detail="not part of this version"),
-        Finding(subject="int8 and int4 weights", status="note", detail="not part of this version"),
+        *_kernels(),
     ]
 
 
@@ -148,7 +149,7 @@ def _store() -> Finding:
 def _compiler() -> Finding:
     wanted = os.environ.get("CXX")
     found = next((path for name in ([wanted] if wanted else COMPILERS) if (path := shutil.which(name))), None)
-    detail = found or "none found; nothing in this version needs one"
+    detail = found or "none found; only building the native kernels needs one"
     return Finding(subject="C++ compiler", status="ok" if found else "note", detail=detail)
 
 
@@ -158,6 +159,27 @@ def _attention() -> list[Finding]:
     except (ImportError, OSError):
         return [Finding(subject="attention", status="problem", detail="no backend: all of them need torch")]
     return [Finding(subject="attention", status="ok", detail=", ".join(sorted(BACKENDS)))]
+
+
+def _kernels() -> list[Finding]:
+    """Who computes: native kernels of which instruction set, or torch, and why."""
+    native, quantised = "native kernels", "int8 and int4 weights"
+    try:
+        serving, missing = isa.serving_isa(), isa.why_none()
+    except UsageError as error:
+        return [Finding(subject=subject, status="problem", detail=str(error)) for subject in (native, quantised)]
+    if missing:
+        remedy = BUILD_REMEDY if isa.extension() is None else f"unset {isa.VARIABLE} to use them"
+        return [
+            Finding(subject=native, status="note", detail=f"{missing}; torch does their work. {remedy}"),
+            Finding(subject=quantised, status="note", detail="computed by torch, which is slow at it"),
+        ]
+    chosen = f"{serving}, forced by {isa.VARIABLE}" if os.environ.get(isa.VARIABLE) else serving
+    others = ", ".join(name for name in isa.available_isas() if name != serving)
+    return [
+        Finding(subject=native, status="ok", detail=chosen + (f"; also usable here: {others}" if others else "")),
+        Finding(subject=quantised, status="ok", detail=f"computed by the {serving} kernels"),
+    ]
 
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False) -> int:
