@@ -45,6 +45,7 @@ VERBS = (
     Verb(name="chat", group="Reading", help="Talk with a model in the terminal."),
     Verb(name="tokenize", group="Reading", help="Show the tokens of a text."),
     Verb(name="eval", group="Insight", help="Measure a model: perplexity, parity with transformers."),
+    Verb(name="bench", group="Insight", help="Measure speed and memory, beside the limits of this machine."),
     Verb(name="explain", group="Insight", help="Draw who sees whom: mask, reach, cache, budget."),
     Verb(name="doctor", group="This machine", help="Check the installation and what it can do."),
     Verb(name="version", group="This machine", help="Print the version."),

@@ -18,14 +18,18 @@ PATIENCE = 0.5
 class ReadingBar:
     """Counts tokens as they are read. It vanishes when it is left."""
 
-    def __init__(self, total: int | None, in_sight: int | None, *, at_once: bool = False) -> None:
+    def __init__(
+        self, total: int | None, in_sight: int | None, *, at_once: bool = False, label: str = "reading"
+    ) -> None:
         """Starts at no tokens.
 
         Args:
             total: tokens to read; None where that is not known.
             in_sight: tokens that the narrowest layer sees at once; None where every layer sees all.
             at_once: show the bar before anything is read, because what is to be read is still arriving.
+            label: what is being done.
         """
+        self._label = label
         self.total, self._in_sight, self._at_once = total, in_sight, at_once
         self._bar: rich.progress.Progress | None = None
         self._task: rich.progress.TaskID | None = None
@@ -45,14 +49,14 @@ class ReadingBar:
         import rich.progress as bars
 
         self._bar = bars.Progress(
-            bars.TextColumn("reading"),
+            bars.TextColumn(self._label),
             bars.BarColumn(bar_width=28),
             bars.TextColumn("{task.fields[account]}"),
             bars.TimeRemainingColumn(compact=True),
             console=rich.console.Console(stderr=True),
             transient=True,
         )
-        self._task = self._bar.add_task("reading", total=self.total, account=self._account(0.0))
+        self._task = self._bar.add_task(self._label, total=self.total, account=self._account(0.0))
         self._bar.start()
 
     def __exit__(

@@ -1,0 +1,99 @@
+"""Models of a given shape with random weights, for measurements that need no meaning."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sash.attention import dispatch
+from sash.checkpoint.load import load_weights
+from sash.checkpoint.source import Checkpoint
+from sash.errors import SashError, TokenizerError
+from sash.families import Description
+from sash.lm import LM
+from sash.network.config import ModelConfig
+from sash.network.decoder import Decoder
+from sash.network.shapes import parameter_shapes
+from sash.text.tokenizer import Tokenizer
+
+SPREAD = 0.02
+"""Standard deviation of the weights, as new models have it."""
+
+PERIOD = 2**22
+"""Drawing billions of normal numbers takes minutes: so many are drawn, and repeated."""
+
+
+class RandomCheckpoint(Checkpoint):
+    """Tensors of a network that no file holds, under our own names, bfloat16; made when they are read."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(kind="mistral", path=Path("random"), config={}, files=(), tensors={})
+        self._shapes = parameter_shapes(config)
+        generator = torch.Generator().manual_seed(0)
+        self._drawn = (torch.randn(PERIOD, generator=generator) * SPREAD).bfloat16()
+
+    def names(self) -> frozenset[str]:
+        """Names of all tensors."""
+        return frozenset(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._shapes[name]
+
+    def dtype_name(self, name: str) -> str:
+        """Always "BF16"."""
+        return "BF16"
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor, the same at each call; norms are ones."""
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            return torch.ones(shape, dtype=dtype or torch.bfloat16)
+        tensor = torch.empty(shape, dtype=dtype or torch.bfloat16)
+        rest, start = tensor.view(-1), zlib.crc32(name.encode()) % PERIOD
+        while len(rest):
+            part = self._drawn[start:][: len(rest)]
+            rest[: len(part)] = part
+            rest, start = rest[len(part) :], 0
+        return tensor
+
+
+class NoTokenizer(Tokenizer):
+    """Stands where a model knows ids only."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.bos_id = None
+        self.eos_ids = frozenset()
+        self.mask_id = None
+        self.control_ids = frozenset()
+        self.kind = "none"
+
+    def _encode_text(self, text: str) -> list[int]:
+        raise TokenizerError("a model of random weights has no tokenizer: give it token ids")
+
+    def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
+        """The id, spelled."""
+        return f"<{token_id}>".encode()
+
+
+def random_model(config: ModelConfig, *, name: str, dtype: str = "bfloat16", chunk: int = 512) -> LM:
+    """A model of random weights.
+
+    Args:
+        config: its shape.
+        name: what it is called.
+        dtype: what to compute in.
+        chunk: tokens of a prompt that are read at once.
+    """
+    precision, place = getattr(torch, dtype), torch.device("cpu")
+    checkpoint = RandomCheckpoint(config)
+    description = Description(config=config, weights={name: name for name in checkpoint.names()})
+    backend = dispatch.resolve("auto", place, precision)
+    decoder = load_weights(lambda: Decoder(config, backend), description, checkpoint, precision, place)
+    if not isinstance(decoder, Decoder):
+        raise SashError("a decoder was wanted")
+    return LM(decoder, NoTokenizer(config.vocab_size), name=name, chunk=chunk)
