@@ -47,12 +47,12 @@ def test_position_i_lives_in_slot_i_mod_w() -> None:
     row = cache.allocate()
     (store,) = cache.stores.values()
     assert isinstance(store, RingStore)
-    assert store.position_RS.tolist() == [[-1, -1, -1, -1]]
+    assert store.positions == [[-1, -1, -1, -1]]
     for position in range(11):
         read(decoder, cache, row, [position], position)
-        for slot, held in enumerate(store.position_RS[row].tolist()):
+        for slot, held in enumerate(store.positions[row]):
             assert held == -1 or (held % 4 == slot and position - 4 < held <= position)
-    assert store.position_RS[row].tolist() == [8, 9, 10, 7]
+    assert store.positions[row] == [8, 9, 10, 7]
 
 
 def test_a_released_row_keeps_nothing() -> None:
@@ -62,7 +62,7 @@ def test_a_released_row_keeps_nothing() -> None:
     read(decoder, cache, row, list(range(20)), 0)
     for store in cache.stores.values():
         if isinstance(store, RingStore):
-            store.ring[:, :, row] = torch.nan  # whatever was there must not even matter
+            store.ring.numbers[:, :, row] = torch.nan  # whatever was there must not even matter
     cache.release(row)
     fresh = KVCache(config, 2)
     assert cache.lengths == [0, 0]

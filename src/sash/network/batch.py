@@ -77,19 +77,19 @@ class Batch:
         """
         if not sequences or any(len(run) == 0 for run in sequences):
             raise UsageError("a step needs at least one token of every sequence in it")
-        spans, runs, start = [], [], 0
+        spans, start = [], 0
         for index, run in enumerate(sequences):
             position = positions[index] if positions else 0
             spans.append(Span(start, start + len(run), position, rows[index] if rows else -1))
-            runs.append(torch.arange(position, position + len(run), dtype=torch.int64))
             start += len(run)
-        tokens_T = torch.cat([torch.as_tensor(run, dtype=torch.int64) for run in sequences])
+        if start == len(spans):  # one token each, as in every step of writing: no need for a tensor a sequence
+            tokens_T = torch.tensor([int(run[0]) for run in sequences], dtype=torch.int64)
+            positions_T = torch.tensor([span.position for span in spans], dtype=torch.int64)
+        else:
+            tokens_T = torch.cat([torch.as_tensor(run, dtype=torch.int64) for run in sequences])
+            positions_T = torch.cat([torch.arange(span.position, span.position + len(span)) for span in spans])
         return Batch(
-            tokens_T.to(device),
-            torch.cat(runs).to(device),
-            tuple(spans),
-            _flags(pinned, device),
-            _flags(is_global, device),
+            tokens_T.to(device), positions_T.to(device), tuple(spans), _flags(pinned, device), _flags(is_global, device)
         )
 
     def meta(self, span: Span, sequence: int = 0) -> TokenMeta:

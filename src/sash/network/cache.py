@@ -12,6 +12,8 @@ import torch
 from sash.attention.pattern import AttentionPattern
 from sash.errors import DoesNotFitError, UsageError
 from sash.network.config import ModelConfig
+from sash.network.sizing import kv_bytes, kv_numbers
+from sash.network.slots import Layout
 from sash.network.stores import GrowingStore, RingStore, Store
 
 
@@ -19,7 +21,13 @@ class KVCache:
     """Keys and values of up to `n_rows` sequences.
 
     Attributes:
+        config: the model.
+        n_rows: how many.
+        dtype: what the network computes in.
+        kv: what keys and values are kept as: "auto" (as they are computed), "bf16" or "int8".
+        numbers: the type of the numbers kept.
         lengths: tokens read so far, a row.
+        stores: of each pattern, the slots of its layers.
     """
 
     def __init__(
@@ -28,10 +36,12 @@ class KVCache:
         n_rows: int = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        kv: str = "auto",
     ) -> None:
         if n_rows < 1:
             raise UsageError(f"a cache needs 1 row or more; got {n_rows}")
-        self.config, self.n_rows, self.dtype, self.device = config, n_rows, dtype, torch.device(device)
+        self.config, self.n_rows, self.dtype, self.device, self.kv = config, n_rows, dtype, torch.device(device), kv
+        self.numbers: torch.dtype = getattr(torch, kv_numbers(kv, str(dtype).removeprefix("torch.")))
         self.lengths = [0] * n_rows
         self._free = list(range(n_rows))
         self.stores: dict[AttentionPattern, Store] = {}
@@ -44,18 +54,35 @@ class KVCache:
             counts[pattern] = counts.get(pattern, 0) + 1
         for pattern, n_layers in counts.items():
             kind = GrowingStore if pattern.capacity() is None else RingStore
+            layout = Layout(
+                n_layers, n_rows, config.n_kv_heads, config.head_dim, self.numbers, dtype, self.device
+            )  # fmt: skip
             try:
-                self.stores[pattern] = kind(pattern, n_layers, n_rows, config, dtype, self.device)
+                self.stores[pattern] = kind(pattern, layout)
             except RuntimeError as error:
                 raise DoesNotFitError(f"no memory for {n_rows} rolling buffers: use fewer sequences at once") from error
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values held.
+        """Bytes of all keys and values held, and of their scales.
 
-        A row of windowed layers takes 2 x layers x W x n_kv_heads x head_dim x itemsize.
+        A row of windowed layers takes 2 x layers x W x n_kv_heads x (head_dim x itemsize + 4 if they are int8).
         """
         return sum(store.nbytes for store in self.stores.values())
+
+    @property
+    def number_bytes(self) -> tuple[int, int]:
+        """Bytes of one number, and of the scale of one key or value of a head."""
+        return self.numbers.itemsize, 4 if self.numbers == torch.int8 else 0
+
+    @property
+    def rounds(self) -> bool:
+        """Whether what is kept may differ from what was computed."""
+        return self.numbers != self.dtype
+
+    def bytes_of(self, length: int) -> int:
+        """Bytes that the keys and values of one sequence of `length` tokens take."""
+        return kv_bytes(self.config, length, *self.number_bytes)
 
     def layer_in_store(self, layer: int) -> int:
         """Which of its store's layers a layer of the network is."""
@@ -91,8 +118,8 @@ class KVCache:
 
     def copy_row(self, row: int, other: KVCache, other_row: int) -> None:
         """Continue another cache's sequence in this row (a fork); the caches' configs must be equal."""
-        if other.config != self.config or other.dtype != self.dtype:
-            raise UsageError("a row can only be copied between caches of one model")
+        if other.config != self.config or (other.dtype, other.numbers) != (self.dtype, self.numbers):
+            raise UsageError("a row can only be copied between caches of one model that keep the same numbers")
         for pattern, store in self.stores.items():
             store.copy_row(row, other.stores[pattern], other_row)  # type: ignore[arg-type]
         self.lengths[row] = other.lengths[other_row]

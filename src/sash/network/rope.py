@@ -9,6 +9,7 @@ Shape suffixes: T tokens, H heads, K head dimension, F = K / 2 frequencies.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,12 +17,19 @@ from torch import Tensor
 from sash.network.config import RopeConfig, RopeScaling
 
 
+@lru_cache(maxsize=256)
 def frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:
-    """Angle per position of each pair, [F] float64, and what cos and sin are multiplied by.
+    """Angle per position of each pair, [F] float64, and what cos and sin are multiplied by; computed once.
 
     >>> frequencies(RopeConfig(theta=10_000.0), 4)[0].tolist()
     [1.0, 0.01]
     """
+    # Whoever asks first, training may ask next: it must be a tensor of the usual kind.
+    with torch.inference_mode(False), torch.device("cpu"):
+        return _frequencies(rope, head_dim)
+
+
+def _frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:
     exponent_F = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
     plain_F = rope.theta**-exponent_F
     scaling = rope.scaling

@@ -6,12 +6,39 @@ as large as all before it together, so that a slot once written never moves: not
 
 from __future__ import annotations
 
+from typing import Literal
+
 from sash.attention.pattern import AttentionPattern
 from sash.errors import UsageError
 from sash.network.config import ModelConfig
 
 FIRST_BLOCK = 1024
 LARGEST_BLOCK = 8192
+
+KV = Literal["auto", "bf16", "int8"]
+"""What keys and values are kept as: as they were computed, as bfloat16, or as int8 with a scale a token and head."""
+
+KV_BYTES: dict[str, tuple[int, int]] = {"float32": (4, 0), "float16": (2, 0), "bfloat16": (2, 0), "int8": (1, 4)}
+"""Bytes of one number of the cache, and of the scale of one key or value of a head."""
+
+
+def kv_numbers(kv: str, dtype: str, option: str = "kv") -> str:
+    """What the cache's numbers are where the network computes in `dtype`.
+
+    Args:
+        kv: "auto" for `dtype` itself, "bf16" or "int8".
+        dtype: by its long name, e.g. "float32".
+        option: what the message calls it.
+
+    Raises:
+        UsageError: no such choice.
+
+    >>> kv_numbers("auto", "float32"), kv_numbers("bf16", "float32"), kv_numbers("int8", "bfloat16")
+    ('float32', 'bfloat16', 'int8')
+    """
+    if kv not in ("auto", "bf16", "int8"):
+        raise UsageError(f"{option} {kv!r} is not known: use auto, bf16 or int8")
+    return {"auto": dtype, "bf16": "bfloat16", "int8": "int8"}[kv]
 
 
 def block_sizes(context: int) -> tuple[int, ...]:
@@ -60,15 +87,16 @@ def kv_slots(pattern: AttentionPattern, context: int) -> int:
     return capacity
 
 
-def kv_bytes(config: ModelConfig, context: int, itemsize: int) -> int:
+def kv_bytes(config: ModelConfig, context: int, itemsize: int, scale_bytes: int = 0) -> int:
     """Bytes of the keys and values that one sequence of `context` tokens holds in all layers.
 
-    For windowed layers without pins this is 2 x layers x W x n_kv_heads x head_dim x itemsize.
+    For windowed layers without pins this is 2 x layers x W x n_kv_heads x (head_dim x itemsize + scale_bytes).
 
     Args:
         config: the model.
         context: tokens of the sequence.
-        itemsize: bytes of one number of the cache: 2 for bfloat16, 4 for float32.
+        itemsize: bytes of one number of the cache: 4 for float32, 2 for bfloat16, 1 for int8.
+        scale_bytes: bytes of the scale of one key or value of a head: 4 for int8; see `KV_BYTES`.
 
     >>> from sash.network.config import LayerConfig
     >>> windowed = LayerConfig(pattern=AttentionPattern(window=4096))
@@ -76,6 +104,8 @@ def kv_bytes(config: ModelConfig, context: int, itemsize: int) -> int:
     ...                       head_dim=128, hidden_dim=14336, layers=(windowed,) * 32)
     >>> kv_bytes(mistral, context=10_000_000, itemsize=2) == 512 * 2**20
     True
+    >>> kv_bytes(mistral, 10_000_000, *KV_BYTES["int8"]) / 2**20
+    264.0
     """
     slots = sum(kv_slots(layer.pattern, context) for layer in config.layers)
-    return 2 * slots * config.n_kv_heads * config.head_dim * itemsize
+    return 2 * slots * config.n_kv_heads * (config.head_dim * itemsize + scale_bytes)

@@ -22,44 +22,56 @@ from sash.network import rope
 from sash.network.batch import Batch, Span
 from sash.network.cache import KVCache
 from sash.network.config import LayerConfig, ModelConfig, RopeConfig
-from sash.network.stores import Placement, Store
+from sash.network.slots import Placement, Vectors
+from sash.network.stores import Store
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a step does in every layer of one pattern.
+    """What attends to what in every layer of one pattern.
 
     Attributes:
         blocks: blocks of queries and the keys they meet.
-        before, after: what is written to which row before attending, and after it.
         clamped_T: positions at which queries are rotated against pins; None where all are the queries' own.
     """
 
     blocks: tuple[QueryBlock, ...]
-    before: tuple[tuple[int, Placement], ...]
-    after: tuple[tuple[int, Placement], ...]
     clamped_T: Tensor | None
 
 
 class Step:
-    """A batch on its way through the network."""
+    """A batch on its way through the network.
+
+    Attributes:
+        placements: for each pattern's store, where the tokens of each span go. Those of a span of one token are marked
+            as held from the start, and each layer writes them before it attends.
+    """
 
     def __init__(
         self, config: ModelConfig, batch: Batch, cache: KVCache | None, backend: Backend, dtype: torch.dtype
     ) -> None:
         self._config, self._batch, self._cache, self._backend, self._dtype = config, batch, cache, backend, dtype
         self._angles: dict[tuple[RopeConfig, AttentionPattern | None], tuple[Tensor, Tensor]] = {}
-        for span in batch.spans if cache is not None else ():
-            done = cache.lengths[span.row] if cache is not None else 0
+        self._plans: dict[AttentionPattern, Plan] = {}
+        self.placements: dict[AttentionPattern, tuple[Placement, ...]] = {}
+        if cache is None:
+            return
+        for span in batch.spans:
+            done = cache.lengths[span.row]
             if done != span.position:
                 raise UsageError(f"row {span.row} has read {done} tokens: {span.position} is not its next position")
-        self._plans = {pattern: self._plan(pattern) for pattern in dict.fromkeys(config.patterns)}
+        for pattern, store in cache.stores.items():
+            self.placements[pattern] = tuple(store.place(batch, span) for span in batch.spans)
+        for pattern, store in cache.stores.items():
+            for span, placement in zip(batch.spans, self.placements[pattern], strict=True):
+                if len(span) == 1:
+                    store.mark(span.row, placement)
 
     def attend(
         self, index: int, layer: LayerConfig, q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, scale: float
     ) -> Tensor:
         """Attention of one layer: [T, H, K] from queries and keys before rotation, and values."""
-        plan = self._plans[layer.pattern]
+        plan = self._plan(layer.pattern)
         own_angles = self._angle(layer.rope, None)
         clamped_q_THK = None
         if plan.clamped_T is not None:
@@ -71,8 +83,10 @@ class Step:
         store, slot = None, 0
         if self._cache is not None:
             store, slot = self._cache.stores[layer.pattern], self._cache.layer_in_store(index)
-            for row, placement in plan.before:
-                store.write(slot, row, placement, k_GTK, v_GTK)
+            kept = store.layout.kept(k_GTK), store.layout.kept(v_GTK)
+            self._write(layer.pattern, store, slot, kept, single=True)
+            if self._cache.rounds:  # a token's key is the same number in its own step as in its slot
+                k_GTK, v_GTK = (vectors.to(self._dtype) for vectors in kept)
         outs = []
         for block in plan.blocks:
             inside = slice(block.start, block.stop)
@@ -80,60 +94,60 @@ class Step:
             clamped = None if clamped_q_THK is None else clamped_q_THK[inside]
             outs.append(attend(q_THK[inside], clamped, segments, scale, self._backend))
         if store is not None:
-            for row, placement in plan.after:
-                store.write(slot, row, placement, k_GTK, v_GTK)
+            self._write(layer.pattern, store, slot, kept, single=False)
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def finish(self) -> None:
         """Note in the cache what was committed; after the last layer."""
         if self._cache is None:
             return
-        for pattern, plan in self._plans.items():
-            for row, placement in plan.after:
-                self._cache.stores[pattern].mark(row, placement, self._batch.positions_T)
         for span in self._batch.spans:
             self._cache.lengths[span.row] += len(span)
+        for pattern, placements in self.placements.items():
+            for span, placement in zip(self._batch.spans, placements, strict=True):
+                if len(span) > 1:
+                    self._cache.stores[pattern].mark(span.row, placement)
+
+    def _write(
+        self, pattern: AttentionPattern, store: Store, slot: int, kept: tuple[Vectors, Vectors], *, single: bool
+    ) -> None:
+        """Commit the spans of one token, or the others."""
+        for span, placement in zip(self._batch.spans, self.placements[pattern], strict=True):
+            if (len(span) == 1) is single:
+                store.write(slot, span.row, placement, *kept)
 
     def _angle(self, config: RopeConfig, clamped_for: AttentionPattern | None) -> tuple[Tensor, Tensor]:
         key = (config, clamped_for)
         if key not in self._angles:
-            clamped_T = None if clamped_for is None else self._plans[clamped_for].clamped_T
+            clamped_T = None if clamped_for is None else self._plan(clamped_for).clamped_T
             positions_T = self._batch.positions_T if clamped_T is None else clamped_T
             frequencies_F, factor = rope.frequencies(config, self._config.head_dim)
             self._angles[key] = rope.angles(frequencies_F, factor, positions_T, self._dtype)
         return self._angles[key]
 
     def _plan(self, pattern: AttentionPattern) -> Plan:
-        store = None if self._cache is None else self._cache.stores[pattern]
-        blocks: list[QueryBlock] = []
-        before, after = [], []
-        clamped_T = self._batch.positions_T.clone() if pattern.pins else None
-        for span in self._batch.spans:
-            meta = self._batch.meta(span)
-            if clamped_T is not None:
-                last_pin = -1 if store is None else store.last_pin(span.row)
-                clamped_T[span.start : span.stop] = _clamped(pattern, meta, last_pin)
-            if store is None:
-                blocks += self._blocks(pattern, span, meta, None)
-                continue
-            placement = store.place(span.row, meta, span.start)
-            if len(span) == 1 and placement[0].numel() == 1:
-                store.mark(span.row, placement, self._batch.positions_T)
-                before.append((span.row, placement))
-                blocks.append(self._written_first(pattern, span, meta, store))
-            else:
-                after.append((span.row, placement))
-                blocks += self._blocks(pattern, span, meta, store)
-        if clamped_T is not None and bool((clamped_T == self._batch.positions_T).all()):
-            clamped_T = None
-        return Plan(tuple(blocks), tuple(before), tuple(after), clamped_T)
+        """The plan of a pattern, made when its first layer asks."""
+        if pattern not in self._plans:
+            store = None if self._cache is None else self._cache.stores[pattern]
+            blocks: list[QueryBlock] = []
+            for span in self._batch.spans:
+                if store is not None and len(span) == 1:
+                    blocks.append(self._written_first(pattern, span, store))
+                else:
+                    blocks += self._blocks(pattern, span, self._batch.meta(span), store)
+            self._plans[pattern] = Plan(tuple(blocks), self._clamped(pattern, store) if pattern.pins else None)
+        return self._plans[pattern]
 
-    def _written_first(self, pattern: AttentionPattern, span: Span, meta: TokenMeta, store: Store) -> QueryBlock:
-        """A single token that is already in its slot attends to slots alone."""
+    def _written_first(self, pattern: AttentionPattern, span: Span, store: Store) -> QueryBlock:
+        """A single token that is already in its slot attends to slots alone, and sees all that its window spans."""
         oldest = span.position - (pattern.reach_back if pattern.reach_back is not None else span.position)
+        if pattern.dilation == 1 and not pattern.global_tokens:
+            runs = store.whole(span.row, span.position + 1, oldest)
+            return QueryBlock(span.start, span.stop, runs, span.row)
+        meta = self._batch.meta(span)
         found = store.runs(span.row, span.position + 1, oldest)
-        runs = (masked_run(pattern, meta, keys, run, self._dtype) for run, keys in found)
-        return QueryBlock(span.start, span.stop, tuple(run for run in runs if run is not None), span.row)
+        masked = (masked_run(pattern, meta, keys, run, self._dtype) for run, keys in found)
+        return QueryBlock(span.start, span.stop, tuple(run for run in masked if run is not None), span.row)
 
     def _blocks(self, pattern: AttentionPattern, span: Span, meta: TokenMeta, store: Store | None) -> list[QueryBlock]:
         """A run of tokens in blocks of queries, each with what the cache holds for it and its own tokens."""
@@ -142,15 +156,37 @@ class Step:
             b = min(a + QUERY_BLOCK, len(span))
             queries = meta.take(slice(a, b))
             runs: list[KeyRun | None] = []
-            if store is not None:
-                back = pattern.reach_back
-                oldest = 0 if back is None else span.position + a - back
-                found = store.runs(span.row, span.position, oldest)
+            if store is not None and pattern.window is None:
+                runs += store.whole(span.row, span.position, 0)  # all of these came before: no mask to build
+            elif store is not None:
+                found = store.runs(span.row, span.position, span.position + a - (pattern.reach_back or 0))
                 runs += [masked_run(pattern, queries, keys, run, self._dtype) for run, keys in found]
             runs += own_runs(pattern, meta, a, b, span.start, self._dtype)
             kept = tuple(run for run in runs if run is not None)
             blocks.append(QueryBlock(span.start + a, span.start + b, kept, span.row))
         return blocks
+
+    def _clamped(self, pattern: AttentionPattern, store: Store | None) -> Tensor | None:
+        """Positions at which queries meet pins, [T], by `AttentionPattern.clamp`; None if all are their own."""
+        changed: list[tuple[Span, int | Tensor]] = []
+        for span in self._batch.spans:
+            last_pin = -1 if store is None else store.last_pin(span.row)
+            if store is not None and len(span) == 1:
+                clamped = pattern.clamp(span.position, last_pin)
+                if last_pin >= 0 and clamped != span.position:
+                    changed.append((span, clamped))
+            elif last_pin < 0 or pattern.clamp(span.position + len(span) - 1, last_pin) < span.position + len(span) - 1:
+                meta = self._batch.meta(span)
+                pins_T = torch.where(pattern.is_pin(meta), meta.position, -1).clamp_min(last_pin).cummax(0).values
+                clamped_T = pattern.clamp(meta.position, pins_T)
+                if not torch.equal(clamped_T, meta.position):
+                    changed.append((span, clamped_T))
+        if not changed:
+            return None
+        all_T = self._batch.positions_T.clone()
+        for span, clamped in changed:
+            all_T[span.start : span.stop] = clamped
+        return all_T
 
 
 def _segment(run: KeyRun, row: int, k_GTK: Tensor, v_GTK: Tensor, store: Store | None, slot: int) -> Segment:
@@ -158,11 +194,3 @@ def _segment(run: KeyRun, row: int, k_GTK: Tensor, v_GTK: Tensor, store: Store |
         return own_segment(run, k_GTK, v_GTK)
     keys_GSK, values_GSK = store.view(slot, row, run)
     return Segment(keys_GSK, values_GSK, run.mask, run.clamped)
-
-
-def _clamped(pattern: AttentionPattern, meta: TokenMeta, last_pin: int) -> Tensor:
-    """Positions at which a span's queries meet pins, [T]: see `AttentionPattern.clamp`."""
-    positions_T: Tensor = meta.position
-    pins_T = torch.where(pattern.is_pin(meta), positions_T, -1).clamp_min(last_pin)
-    clamped_T: Tensor = pattern.clamp(positions_T, pins_T.cummax(0).values)
-    return clamped_T

@@ -1,14 +1,17 @@
 """Where keys and values lie: rings of W slots for windows, growing blocks for layers without a bound.
 
-Slots store absolute positions, -1 for empty, so attention neither unrolls nor trims anything. Layers of one pattern
-share a store: their keys and values lie apart, their positions are one.
+Slots keep absolute positions, so attention neither unrolls nor trims anything. What is held where is told in plain
+integers, as runs of slots that hold consecutive positions: planning a step of single tokens makes no tensors, and a
+kernel turns a run into a pointer. Layers of one pattern share a store: their keys and values lie apart, their
+positions are one.
 
-Shape suffixes: T tokens, R rows, G key/value heads, S slots, P pin slots, K head dimension.
+Shape suffixes: T tokens, G key/value heads, S slots, K head dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,31 +19,32 @@ from torch import Tensor
 from sash.attention.pattern import AttentionPattern, TokenMeta
 from sash.attention.plan import KeyRun
 from sash.errors import DoesNotFitError, PinsError
-from sash.network.config import ModelConfig
+from sash.network.batch import Batch, Span
 from sash.network.sizing import block_sizes
-
-Placement = tuple[Tensor, Tensor, Tensor, Tensor]
+from sash.network.slots import HeldRun, Layout, Placement, Put, Vectors, stretches
 
 
 class RingStore:
-    """Rings and pins of the layers that share a windowed pattern."""
+    """Rings and pins of the layers that share a windowed pattern.
 
-    def __init__(
-        self,
-        pattern: AttentionPattern,
-        n_layers: int,
-        n_rows: int,
-        config: ModelConfig,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.pattern = pattern
+    Attributes:
+        pattern: the layers' own.
+        layout: what the slots are made of.
+        n_slots: slots of a ring.
+        ring, pins: [2 (keys, values), layers, rows, G, S] vectors.
+        positions: the position in each slot of a row's ring, -1 for an empty one.
+    """
+
+    def __init__(self, pattern: AttentionPattern, layout: Layout) -> None:
+        self.pattern, self.layout = pattern, layout
         self.n_slots = (pattern.capacity() or 0) - pattern.pins
-        heads, dim = config.n_kv_heads, config.head_dim
-        self.ring = torch.zeros(2, n_layers, n_rows, heads, self.n_slots, dim, dtype=dtype, device=device)
-        self.pins = torch.zeros(2, n_layers, n_rows, heads, pattern.pins, dim, dtype=dtype, device=device)
-        self.position_RS = torch.full((n_rows, self.n_slots), -1, dtype=torch.int64, device=device)
-        self.pin_position_RP = torch.full((n_rows, pattern.pins), -1, dtype=torch.int64, device=device)
+        rows = (2, layout.n_layers, layout.n_rows, layout.n_heads)
+        self.ring = layout.zeros(*rows, self.n_slots)
+        self.pins = layout.zeros(*rows, pattern.pins)
+        self.positions = [[-1] * self.n_slots for _ in range(layout.n_rows)]
+        self._pinned: list[list[HeldRun]] = [[] for _ in range(layout.n_rows)]
+        self._n_pinned = [0] * layout.n_rows
+        self._begin: list[int | None] = [None] * layout.n_rows
 
     @property
     def nbytes(self) -> int:
@@ -49,105 +53,164 @@ class RingStore:
 
     def last_pin(self, row: int) -> int:
         """Position of the row's last pin; -1 without one."""
-        return int(self.pin_position_RP[row].max()) if self.pattern.pins else -1
+        if not self._pinned[row]:
+            return -1
+        last = self._pinned[row][-1]
+        return last.first_position + last.size - 1
+
+    def held(self, row: int, length: int, oldest: int) -> list[HeldRun]:
+        """What a row holds of the positions oldest..length-1, and its pins, by ascending position.
+
+        A ring that wraps gives two runs, and a pin among the positions, which is not in the ring, one more. With 4
+        slots, positions 3..5 lie in slot 3 and in slots 0..1. Pins side by side are one run.
+        """
+        begin, pinned = self._begin[row], self._pinned[row]
+        runs: list[HeldRun] = []
+        if begin is not None:
+            first = max(oldest, length - self.n_slots, begin)
+            for run in pinned:
+                if run.first_position + run.size > first:
+                    runs += self._around(first, min(run.first_position, length) - first)
+                    first = max(first, run.first_position + run.size)
+            runs += self._around(first, length - first)
+        return sorted([*pinned, *runs]) if pinned else runs
+
+    def _around(self, position: int, count: int) -> list[HeldRun]:
+        """The slots of `count` positions, at most `n_slots`: two runs if the ring ends among them."""
+        if count <= 0:
+            return []
+        start = position % self.n_slots
+        before = min(count, self.n_slots - start)
+        run = HeldRun(position, before, "ring", start)
+        return [run] if before == count else [run, HeldRun(position + before, count - before, "ring", 0)]
+
+    def whole(self, row: int, length: int, oldest: int) -> tuple[KeyRun, ...]:
+        """What `held` tells, for a query that sees all of it; pins are one run, whatever their positions."""
+        rings = tuple(
+            KeyRun("ring", run.start, run.start + run.size)
+            for run in self.held(row, length, oldest)
+            if run.source == "ring"
+        )
+        count = self._n_pinned[row]
+        return (*rings, KeyRun("pins", 0, count, clamped=True)) if count else rings
 
     def runs(self, row: int, length: int, oldest: int) -> Iterator[tuple[KeyRun, TokenMeta]]:
-        """The slots that hold positions oldest..length-1 of a row, as one or two runs, then its pins.
+        """What `held` tells, each run with the metadata of its tokens; pins are one run."""
+        held = self.held(row, length, oldest)
+        for run in held:
+            if run.source == "ring":
+                yield KeyRun("ring", run.start, run.start + run.size), TokenMeta(position=self._positions((run,)))
+        pinned = [run for run in held if run.source == "pins"]
+        if pinned:
+            meta = TokenMeta(position=self._positions(pinned), pinned=True)
+            yield KeyRun("pins", 0, self._n_pinned[row], clamped=True), meta
 
-        With 4 slots, positions 3..5 lie in slot 3 and in slots 0..1.
-        """
-        oldest = max(oldest, length - self.n_slots, 0)
-        if oldest < length:
-            first, last = oldest % self.n_slots, (length - 1) % self.n_slots
-            slices = [(first, last + 1)] if first <= last else [(first, self.n_slots), (0, last + 1)]
-            for start, stop in slices:
-                yield KeyRun("ring", start, stop), TokenMeta(position=self.position_RS[row, start:stop])
-        n_pins = int((self.pin_position_RP[row] >= 0).sum()) if self.pattern.pins else 0
-        if n_pins:
-            meta = TokenMeta(position=self.pin_position_RP[row, :n_pins], pinned=True)
-            yield KeyRun("pins", 0, n_pins, clamped=True), meta
+    def _positions(self, runs: Iterable[HeldRun]) -> Tensor:
+        device = self.layout.device
+        parts = [torch.arange(run.first_position, run.first_position + run.size, device=device) for run in runs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def place(self, row: int, meta: TokenMeta, offset: int) -> Placement:
-        """Where a span's tokens go: (tokens for the ring, their slots, tokens for the pins, their slots).
-
-        Tokens are numbered within the step, the span beginning at `offset`. Only the newest tokens that the ring can
-        hold are written. Pins never enter the ring.
+    def place(self, batch: Batch, span: Span) -> Placement:
+        """Where a span's tokens go: the newest that the ring can hold into the ring, pins into slots of their own.
 
         Raises:
             PinsError: more tokens are flagged than the pattern has pins.
         """
-        position_T = meta.position
-        pin_T = self.pattern.is_pin(meta)
-        pinned = torch.nonzero(pin_T).flatten()
-        rolling = torch.nonzero(~pin_T & (position_T > position_T[-1] - self.n_slots)).flatten()
-        taken = int((self.pin_position_RP[row] >= 0).sum())
-        if taken + pinned.numel() > self.pattern.pins:
-            raise PinsError(
-                f"{taken + pinned.numel()} tokens are pinned, and there is room for {self.pattern.pins}: pin fewer"
-            )
-        pin_slots = torch.arange(taken, taken + pinned.numel(), device=position_T.device)
-        return rolling + offset, position_T[rolling] % self.n_slots, pinned + offset, pin_slots
+        row, n_tokens = span.row, len(span)
+        pinned = self._pins_among(batch, span)
+        taken = self._n_pinned[row]
+        n_pins = sum(count for _, count in pinned)
+        if taken + n_pins > self.pattern.pins:
+            raise PinsError(f"{taken + n_pins} tokens are pinned, and there is room for {self.pattern.pins}: pin fewer")
+        puts = []
+        first = max(0, n_tokens - self.n_slots)
+        for index, count in pinned:
+            puts.append(Put(span.start + index, HeldRun(span.position + index, count, "pins", taken)))
+            taken += count
+            puts += self._rolling(span, first, index)
+            first = max(first, index + count)
+        return (*puts, *self._rolling(span, first, n_tokens))
 
-    def write(self, layer: int, row: int, placement: Placement, k_GTK: Tensor, v_GTK: Tensor) -> None:
-        """Commit a step's keys and values of one layer to a row."""
-        rolling, slots, pinned, pin_slots = placement
-        for kind, new_GTK in enumerate((k_GTK, v_GTK)):
-            if rolling.numel() == 1:
-                self.ring[kind, layer, row][:, int(slots)] = new_GTK[:, int(rolling)]
-            elif rolling.numel():
-                self.ring[kind, layer, row].index_copy_(1, slots, new_GTK[:, rolling])
-            if pinned.numel():
-                self.pins[kind, layer, row].index_copy_(1, pin_slots, new_GTK[:, pinned])
+    def _rolling(self, span: Span, a: int, b: int) -> list[Put]:
+        """Tokens [a, b) of a span into the ring."""
+        runs = self._around(span.position + a, b - a)
+        return [Put(span.start + run.first_position - span.position, run) for run in runs]
 
-    def mark(self, row: int, placement: Placement, positions_T: Tensor) -> None:
+    def _pins_among(self, batch: Batch, span: Span) -> list[tuple[int, int]]:
+        """(first, count) of each stretch of a span's tokens that are pins."""
+        if not self.pattern.pins:
+            return []
+        if self.pattern.pin_by == "first":
+            count = min(self.pattern.pins - span.position, len(span))
+            return [(0, count)] if count > 0 else []
+        if batch.pinned_T is None:
+            return []
+        return stretches(batch.pinned_T[span.start : span.stop].tolist())
+
+    def write(self, layer: int, row: int, placement: Placement, keys_GT: Vectors, values_GT: Vectors) -> None:
+        """Commit a step's keys and values of one layer to a row, as `layout.kept` gives them."""
+        for token, run in placement:
+            slots = self.ring if run.source == "ring" else self.pins
+            for kind, new_GT in enumerate((keys_GT, values_GT)):
+                place = slots[kind, layer, row, :, run.start : run.start + run.size]
+                place.copy_(new_GT[:, token : token + run.size])
+
+    def mark(self, row: int, placement: Placement) -> None:
         """Note which positions a row's slots now hold."""
-        rolling, slots, pinned, pin_slots = placement
-        self.position_RS[row, slots] = positions_T[rolling]
-        self.pin_position_RP[row, pin_slots] = positions_T[pinned]
+        for _, run in placement:
+            end = run.first_position + run.size
+            if run.source == "ring":
+                self.positions[row][run.start : run.start + run.size] = range(run.first_position, end)
+                begin = self._begin[row]
+                self._begin[row] = run.first_position if begin is None else min(begin, run.first_position)
+                continue
+            self._n_pinned[row] += run.size
+            before = self._pinned[row]
+            if before and before[-1].first_position + before[-1].size == run.first_position:
+                before[-1] = before[-1]._replace(size=before[-1].size + run.size)
+            else:
+                before.append(run)
 
     def view(self, layer: int, row: int, run: KeyRun) -> tuple[Tensor, Tensor]:
-        """Keys and values of a run, [G, S, K] each, in place."""
-        slots = self.ring if run.source == "ring" else self.pins
-        return slots[0, layer, row, :, run.start : run.stop], slots[1, layer, row, :, run.start : run.stop]
+        """Keys and values of a run to compute with, [G, S, K] each: in place if they are kept as they are computed."""
+        slots = (self.ring if run.source == "ring" else self.pins)[:, layer, row, :, run.start : run.stop]
+        return slots[0].to(self.layout.dtype), slots[1].to(self.layout.dtype)
 
     def wipe(self, row: int) -> None:
         """Leave nothing of a row: neither keys and values, nor positions."""
-        for tensor in (self.ring, self.pins):
-            tensor[:, :, row] = 0
-        self.position_RS[row] = -1
-        self.pin_position_RP[row] = -1
+        for slots in (self.ring, self.pins):
+            slots[:, :, row].zero_()
+        self.positions[row] = [-1] * self.n_slots
+        self._pinned[row], self._n_pinned[row], self._begin[row] = [], 0, None
 
     def copy_row(self, row: int, other: RingStore, other_row: int) -> None:
         """Take over a row of another store of the same shape."""
-        self.ring[:, :, row] = other.ring[:, :, other_row]
-        self.pins[:, :, row] = other.pins[:, :, other_row]
-        self.position_RS[row] = other.position_RS[other_row]
-        self.pin_position_RP[row] = other.pin_position_RP[other_row]
+        self.ring[:, :, row].copy_(other.ring[:, :, other_row])
+        self.pins[:, :, row].copy_(other.pins[:, :, other_row])
+        self.positions[row] = list(other.positions[other_row])
+        self._pinned[row] = list(other._pinned[other_row])
+        self._n_pinned[row], self._begin[row] = other._n_pinned[other_row], other._begin[other_row]
 
 
 class GrowingStore:
-    """Blocks of the layers that share a pattern without a bound: slot i holds position i."""
+    """Blocks of the layers that share a pattern without a bound: slot i holds position i.
 
-    def __init__(
-        self,
-        pattern: AttentionPattern,
-        n_layers: int,
-        n_rows: int,
-        config: ModelConfig,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.pattern = pattern
-        self._shape = (2, n_layers, config.n_kv_heads)
-        self._head_dim = config.head_dim
-        self._dtype, self._device = dtype, device
-        self._blocks: list[list[Tensor]] = [[] for _ in range(n_rows)]
-        self._global: list[list[Tensor]] = [[] for _ in range(n_rows)]
+    Attributes:
+        pattern: the layers' own.
+        layout: what the slots are made of.
+        blocks: of each row, [2 (keys, values), layers, G, S] vectors each.
+    """
+
+    def __init__(self, pattern: AttentionPattern, layout: Layout) -> None:
+        self.pattern, self.layout = pattern, layout
+        self.blocks: list[list[Vectors]] = [[] for _ in range(layout.n_rows)]
+        self._starts: list[list[int]] = [[0] for _ in range(layout.n_rows)]
+        self._global: list[list[Tensor]] = [[] for _ in range(layout.n_rows)]
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
-        return sum(block.nbytes for blocks in self._blocks for block in blocks)
+        return sum(block.nbytes for blocks in self.blocks for block in blocks)
 
     def last_pin(self, row: int) -> int:
         """Nothing slides out of this store, so nothing is pinned: -1."""
@@ -159,70 +222,87 @@ class GrowingStore:
         Raises:
             DoesNotFitError: there is no memory for another block.
         """
-        for size in block_sizes(length)[len(self._blocks[row]) :]:
+        starts = self._starts[row]
+        if length <= starts[-1]:
+            return
+        layout = self.layout
+        for size in block_sizes(length)[len(self.blocks[row]) :]:
             try:
-                block = torch.zeros(*self._shape, size, self._head_dim, dtype=self._dtype, device=self._device)
+                block = layout.zeros(2, layout.n_layers, layout.n_heads, size)
             except RuntimeError as error:
                 raise DoesNotFitError(
                     f"no memory for the keys and values of {length} tokens: use --window N"
                 ) from error
-            self._blocks[row].append(block)
-            self._global[row].append(torch.zeros(size, dtype=torch.bool, device=self._device))
+            self.blocks[row].append(block)
+            starts.append(starts[-1] + size)
+            if self.pattern.global_tokens:
+                self._global[row].append(torch.zeros(size, dtype=torch.bool, device=layout.device))
 
-    def _bounds(self, row: int) -> Iterator[tuple[int, int, int]]:
-        """(block, its first position, its last position + 1) of each block of a row."""
-        start = 0
-        for index, block in enumerate(self._blocks[row]):
-            yield index, start, start + block.shape[3]
-            start += block.shape[3]
+    def _among(self, row: int, first: int, end: int) -> list[HeldRun]:
+        """The slots of positions first..end-1: one run a block."""
+        starts = self._starts[row]
+        runs = []
+        for block in range(bisect_right(starts, first) - 1, min(bisect_left(starts, end), len(starts) - 1)):
+            a, b = max(first, starts[block]), min(end, starts[block + 1])
+            if a < b:
+                runs.append(HeldRun(a, b - a, "block", a - starts[block], block))
+        return runs
+
+    def held(self, row: int, length: int, oldest: int) -> list[HeldRun]:
+        """What a row holds of positions 0..length-1, one run a block; `oldest` is for windows, which lie elsewhere."""
+        return self._among(row, 0, length)
+
+    def whole(self, row: int, length: int, oldest: int) -> tuple[KeyRun, ...]:
+        """What `held` tells, for a query that sees all of it."""
+        return tuple(KeyRun("block", 0, run.size, block=run.block) for run in self.held(row, length, oldest))
 
     def runs(self, row: int, length: int, oldest: int) -> Iterator[tuple[KeyRun, TokenMeta]]:
-        """The blocks that hold positions 0..length-1 of a row; `oldest` is for windows, which lie elsewhere."""
-        for index, first, end in self._bounds(row):
-            filled = min(length, end) - first
-            if filled > 0:
-                positions = torch.arange(first, first + filled, device=self._device)
-                meta = TokenMeta(position=positions, is_global=self._global[row][index][:filled])
-                yield KeyRun("block", 0, filled, block=index), meta
+        """What `held` tells, each run with the metadata of its tokens."""
+        for run in self.held(row, length, oldest):
+            end = run.first_position + run.size
+            positions = torch.arange(run.first_position, end, device=self.layout.device)
+            flags = self._global[row][run.block][: run.size] if self.pattern.global_tokens else False
+            yield KeyRun("block", 0, run.size, block=run.block), TokenMeta(position=positions, is_global=flags)
 
-    def place(self, row: int, meta: TokenMeta, offset: int) -> Placement:
-        """Where a span's tokens go: slot = position. The last two of the four are empty: there are no pins."""
-        self.reserve(row, int(meta.position[-1]) + 1)
+    def place(self, batch: Batch, span: Span) -> Placement:
+        """Where a span's tokens go: slot = position, in blocks that this makes."""
+        end = span.position + len(span)
+        self.reserve(span.row, end)
+        puts = tuple(
+            Put(span.start + run.first_position - span.position, run)
+            for run in self._among(span.row, span.position, end)
+        )
         if self.pattern.global_tokens:
-            for index, first, end in self._bounds(row):
-                inside = (meta.position >= first) & (meta.position < end)
-                self._global[row][index][meta.position[inside] - first] = meta.is_global[inside]
-        none = torch.empty(0, dtype=torch.int64, device=self._device)
-        return torch.arange(offset, offset + meta.position.shape[0]), meta.position, none, none
+            for token, run in puts:
+                flags = False if batch.global_T is None else batch.global_T[token : token + run.size]
+                self._global[span.row][run.block][run.start : run.start + run.size] = flags
+        return puts
 
-    def write(self, layer: int, row: int, placement: Placement, k_GTK: Tensor, v_GTK: Tensor) -> None:
-        """Commit a step's keys and values of one layer to a row."""
-        token, position = int(placement[0][0]), int(placement[1][0])
-        stop = token + placement[0].numel()
-        for index, first, end in self._bounds(row):
-            take = min(stop - token, end - position)
-            if take > 0 and position >= first:
-                inside = slice(position - first, position - first + take)
-                self._blocks[row][index][0, layer, :, inside] = k_GTK[:, token : token + take]
-                self._blocks[row][index][1, layer, :, inside] = v_GTK[:, token : token + take]
-                token, position = token + take, position + take
+    def write(self, layer: int, row: int, placement: Placement, keys_GT: Vectors, values_GT: Vectors) -> None:
+        """Commit a step's keys and values of one layer to a row, as `layout.kept` gives them."""
+        for token, run in placement:
+            for kind, new_GT in enumerate((keys_GT, values_GT)):
+                place = self.blocks[row][run.block][kind, layer, :, run.start : run.start + run.size]
+                place.copy_(new_GT[:, token : token + run.size])
 
-    def mark(self, row: int, placement: Placement, positions_T: Tensor) -> None:
+    def mark(self, row: int, placement: Placement) -> None:
         """Nothing to note: slot i holds position i."""
 
     def view(self, layer: int, row: int, run: KeyRun) -> tuple[Tensor, Tensor]:
-        """Keys and values of a run, [G, S, K] each, in place."""
-        block = self._blocks[row][run.block]
-        return block[0, layer, :, run.start : run.stop], block[1, layer, :, run.start : run.stop]
+        """Keys and values of a run to compute with, [G, S, K] each: in place if they are kept as they are computed."""
+        slots = self.blocks[row][run.block][:, layer, :, run.start : run.stop]
+        return slots[0].to(self.layout.dtype), slots[1].to(self.layout.dtype)
 
     def wipe(self, row: int) -> None:
         """Give a row's blocks back."""
-        self._blocks[row].clear()
+        self.blocks[row].clear()
+        self._starts[row] = [0]
         self._global[row].clear()
 
     def copy_row(self, row: int, other: GrowingStore, other_row: int) -> None:
         """Take over a row of another store of the same shape."""
-        self._blocks[row] = [block.clone() for block in other._blocks[other_row]]
+        self.blocks[row] = [block.clone() for block in other.blocks[other_row]]
+        self._starts[row] = list(other._starts[other_row])
         self._global[row] = [flags.clone() for flags in other._global[other_row]]
 
 
