@@ -14,6 +14,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 KERNELS ?= on
 BUILD   := build/kernels
 NATIVE  := CMakeLists.txt $(wildcard src/sash/kernels/*.cpp src/sash/kernels/*.h)
+ISA_TESTS ?= tests/kernels
 WERROR  ?= OFF
 SYMBOLS ?= OFF
 SITE    = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
@@ -23,12 +24,13 @@ CONFIGURE = $(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspat
 MODELS  := gemma-3-270m smollm2-135m-instruct
 CHAPTERS := examples/emma_chapters_1_to_5.txt
 
-.PHONY: help run test kernels test-properties test-models test-large lint bench docs clean
+.PHONY: help run test kernels test-isas test-properties test-models test-large lint bench docs clean
 
 help:
 	@echo 'make run          a real sliding-window model reads five chapters of Emma and writes on'
 	@echo 'make test         the default tests'
 	@echo 'make kernels      build the native kernels again (SYMBOLS=ON keeps names and lines for profilers)'
+	@echo 'make test-isas    the tests of the kernels with each instruction set of this machine, and with none'
 	@echo 'make test-properties  2,000 random schedules of chunks, windows, pins and company'
 	@echo 'make test-models  the tests on the real checkpoints of the catalogue (pulled once, 325 MB)'
 	@echo 'make test-large   the tests that need 24 GiB of memory'
@@ -74,6 +76,11 @@ run: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+test-isas: $(STAMP)
+	@set -e; for isa in $$($(BIN)/python -c 'from sash.kernels.isa import available_isas; print(*available_isas(), "none")'); do \
+	  echo "== SASH_ISA=$$isa"; SASH_ISA=$$isa OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ISA_TESTS); \
+	done
 
 test-properties: $(STAMP)
 	SASH_PROPERTY_CASES=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/network/test_decoder.py \
