@@ -1,4 +1,9 @@
 // Compiled once for each instruction set, with SASH_ISA as the name of the namespace.
+#include "activations_isa.h"
+#include "attention_isa.h"
+#include "heads_isa.h"
+#include "linear_amx.h"
+#include "linear_isa.h"
 #include "table.h"
 
 #define SASH_NAME(isa) SASH_TEXT(isa)
@@ -6,9 +11,30 @@
 
 namespace sash::SASH_ISA {
 
-const KernelTable &table();
-const KernelTable &table() {
-  static const KernelTable filled{SASH_NAME(SASH_ISA)};
+namespace {
+
+#if defined(__AMX_TILE__)
+void enter() { tile_config(); }
+void leave() { tile_release(); }
+void multiply(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
+  multiply_by_tiles(product, first, last, row, count);
+}
+#else
+void enter() {}
+void leave() {}
+void multiply(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
+  multiply_by_vectors(product, first, last, row, count);
+}
+#endif
+
+}  // namespace
+
+const KernelTable& table() {
+  static const KernelTable filled{
+      SASH_NAME(SASH_ISA), enter,     leave,     prepare_row, clear_rows,
+      multiply,            normalise, turn_head, keep_head,   attend_rows,
+      attention_scratch_bytes,
+  };
   return filled;
 }
 

@@ -1,22 +1,169 @@
-// What Python sees: the module _sash_kernels.
+// What Python sees: the module _sash_kernels. Addresses and sizes come in as integers; sash.kernels has checked them.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "cpu.h"
+#include "step.h"
 #include "table.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using namespace sash;
+
+const KernelTable& table_of(Isa isa) {
+  switch (isa) {
+#ifdef SASH_HAVE_AMX
+    case Isa::amx: return amx::table();
+#endif
+#ifdef SASH_HAVE_AVX512
+    case Isa::avx512: return avx512::table();
+#endif
+#ifdef SASH_HAVE_AVX2
+    case Isa::avx2: return avx2::table();
+#endif
+    case Isa::portable: return portable::table();
+    default: throw std::invalid_argument("no native kernels serve: SASH_ISA is 'none'");
+  }
+}
+
+// The instruction set is chosen once, on first use.
+Stepper& stepper() {
+  static Stepper* shared = new Stepper(Pool::shared(), table_of(best_isa()));
+  return *shared;
+}
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+Linear linear_of(int kind, int64_t n, int64_t k, uintptr_t data, uintptr_t scale, uintptr_t minimum, int64_t group,
+                 int64_t rotation, uintptr_t bias) {
+  Linear linear{static_cast<Kind>(kind), n, k, at<const void>(data)};
+  if (linear.kind == Kind::int8) linear.scale8 = at<const float>(scale);
+  if (linear.kind == Kind::int4) linear.scale4 = at<const uint16_t>(scale);
+  linear.minimum = at<const uint16_t>(minimum);
+  linear.group = group;
+  linear.rotation = rotation;
+  linear.bias = at<const float>(bias);
+  return linear;
+}
+
+Norm norm_of(uintptr_t weight, float eps) { return Norm{at<const float>(weight), eps}; }
+
+Slots slots_of(uintptr_t keys, uintptr_t values, int64_t layer_stride, int64_t head_stride, int64_t token_stride,
+               uintptr_t key_scales, uintptr_t value_scales, int64_t scale_layer_stride, int64_t scale_head_stride) {
+  return Slots{at<char>(keys),        at<char>(values),        layer_stride,       head_stride,
+               token_stride,          at<float>(key_scales),   at<float>(value_scales), scale_layer_stride,
+               scale_head_stride};
+}
+
+void bind_weights(nb::module_& module) {
+  nb::class_<Linear>(module, "Linear").def(nb::new_([](int kind, int64_t n, int64_t k, uintptr_t data, uintptr_t scale,
+                                                       uintptr_t minimum, int64_t group, int64_t rotation,
+                                                       uintptr_t bias) {
+    return new Linear(linear_of(kind, n, k, data, scale, minimum, group, rotation, bias));
+  }));
+  nb::class_<Norm>(module, "Norm").def(nb::new_([](uintptr_t weight, float eps) { return new Norm(norm_of(weight, eps)); }));
+  nb::class_<FeedForward>(module, "FeedForward")
+      .def(nb::new_([](const Linear& w13, const Linear& w2, int activation) {
+        return new FeedForward{w13, w2, static_cast<Activation>(activation)};
+      }));
+  nb::class_<AttentionWeights>(module, "AttentionWeights")
+      .def(nb::new_([](const Linear& wqkv, const Linear& wo, int64_t n_heads, int64_t n_kv_heads, int64_t head_dim,
+                       float scale, const Norm& q_norm, const Norm& k_norm, bool interleaved, int64_t kind,
+                       int64_t layer_in_store) {
+        return new AttentionWeights{wqkv,   wo,     n_heads,     n_kv_heads, head_dim,      scale,
+                                    q_norm, k_norm, interleaved, kind,       layer_in_store};
+      }));
+  nb::class_<Layer>(module, "Layer")
+      .def(nb::new_([](const AttentionWeights& attention, const Norm& attention_norm, const Norm& attention_post_norm,
+                       const Norm& ffn_norm, const Norm& ffn_post_norm) {
+        return new Layer{attention, attention_norm, attention_post_norm, ffn_norm, ffn_post_norm, false, {}};
+      }))
+      .def("set_feed_forward", [](Layer& layer, const FeedForward& network) {
+        layer.feed_forward = network;
+        layer.has_feed_forward = true;
+      });
+}
+
+void bind_plan(nb::module_& module) {
+  nb::class_<Plan>(module, "Plan")
+      .def(nb::new_([](int64_t n_tokens, bool int8_kv) { return new Plan{n_tokens, int8_kv, {}}; }))
+      .def("add_kind",
+           [](Plan& plan, int64_t window, int64_t pins, uintptr_t cos, uintptr_t sin, uintptr_t clamped_cos,
+              uintptr_t clamped_sin) {
+             plan.kinds.push_back({window, pins, at<const float>(cos), at<const float>(sin),
+                                   at<const float>(clamped_cos), at<const float>(clamped_sin), {}});
+           })
+      .def("add_span", [](Plan& plan, int64_t start, int64_t count,
+                          int64_t position) { plan.kinds.back().spans.push_back({start, count, position, {}, {}}); })
+      .def("add_held",
+           [](Plan& plan, int64_t first_position, int64_t count, bool pinned, uintptr_t keys, uintptr_t values,
+              int64_t layer_stride, int64_t head_stride, int64_t token_stride, uintptr_t key_scales,
+              uintptr_t value_scales, int64_t scale_layer_stride, int64_t scale_head_stride) {
+             plan.kinds.back().spans.back().held.push_back(
+                 {first_position, count, pinned,
+                  slots_of(keys, values, layer_stride, head_stride, token_stride, key_scales, value_scales,
+                           scale_layer_stride, scale_head_stride)});
+           })
+      .def("add_write", [](Plan& plan, int64_t token, int64_t count, uintptr_t keys, uintptr_t values,
+                           int64_t layer_stride, int64_t head_stride, int64_t token_stride, uintptr_t key_scales,
+                           uintptr_t value_scales, int64_t scale_layer_stride, int64_t scale_head_stride) {
+        plan.kinds.back().spans.back().writes.push_back(
+            {token, count, slots_of(keys, values, layer_stride, head_stride, token_stride, key_scales, value_scales,
+                                    scale_layer_stride, scale_head_stride)});
+      });
+}
+
+void bind_work(nb::module_& module) {
+  module.def(
+      "run",
+      [](const std::vector<const Layer*>& layers, const Plan& plan, uintptr_t x, int64_t dim) {
+        stepper().run(layers, plan, at<float>(x), dim);
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+  module.def(
+      "multiply",
+      [](const Linear& linear, uintptr_t x, int64_t x_stride, int64_t n_rows, uintptr_t out, int64_t out_stride) {
+        stepper().multiply(linear, at<const float>(x), x_stride, n_rows, at<float>(out), out_stride, nullptr);
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+  module.def(
+      "feed",
+      [](const FeedForward& network, uintptr_t x, int64_t n_rows, uintptr_t out, int64_t dim) {
+        stepper().feed(network, at<const float>(x), n_rows, at<float>(out), dim);
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+  module.def(
+      "normalise",
+      [](uintptr_t x, const Norm& norm, int64_t n_rows, int64_t k, uintptr_t out) {
+        stepper().normalise(at<const float>(x), norm, n_rows, k, at<float>(out));
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+}
+
+}  // namespace
 
 NB_MODULE(_sash_kernels, module) {
   module.doc() = "Native kernels of Sash; sash.kernels checks what goes in.";
-  module.def("isa", [] { return std::string(sash::isa_name(sash::best_isa())); });
+  module.def("isa", [] { return std::string(isa_name(best_isa())); });
   module.def("available_isas", [] {
     std::vector<std::string> names;
-    for (sash::Isa isa : sash::available_isas()) names.emplace_back(sash::isa_name(isa));
+    for (Isa isa : available_isas()) names.emplace_back(isa_name(isa));
     return names;
   });
+  module.def("threads", [] { return Pool::shared().size(); });
+  module.def("set_threads", [](int count) { Pool::shared().resize(count); });
+  bind_weights(module);
+  bind_plan(module);
+  bind_work(module);
 }

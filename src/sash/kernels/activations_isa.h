@@ -1,0 +1,136 @@
+// Rows of activations on their way into a product: normalised, rotated, rounded. One row at a time, each by itself.
+#pragma once
+
+#include "linear.h"
+#include "simd.h"
+
+namespace sash::SASH_ISA {
+
+// x / rms(x) * weight; `out` may be `x`.
+inline void normalise(const float* x, const Norm& norm, int64_t k, float* out) {
+  f32x16 squares[4] = {};
+  int64_t i = 0;
+  for (; i + 64 <= k; i += 64)
+    for (int part = 0; part < 4; ++part) {
+      const f32x16 value = load16(x + i + 16 * part);
+      squares[part] = fma16(value, value, squares[part]);
+    }
+  for (; i < k; i += 16) {
+    const f32x16 value = load_part(x + i, k - i < 16 ? k - i : 16);
+    squares[0] = fma16(value, value, squares[0]);
+  }
+  const float total = sum16((squares[0] + squares[1]) + (squares[2] + squares[3]));
+  const f32x16 factor = all16(1.0f / std::sqrt(total / static_cast<float>(k) + norm.eps));
+  for (i = 0; i + 16 <= k; i += 16) store16(out + i, load16(x + i) * factor * load16(norm.weight + i));
+  for (; i < k; ++i) out[i] = x[i] * factor[0] * norm.weight[i];
+}
+
+// The stages of a Hadamard transform within sixteen lanes.
+inline f32x16 hadamard16(f32x16 x) {
+  constexpr i32x16 by1 = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14};
+  constexpr i32x16 by2 = {2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13};
+  constexpr i32x16 by4 = {4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11};
+  constexpr i32x16 by8 = {8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7};
+  const f32x16 sign1 = {1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1};
+  const f32x16 sign2 = {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1};
+  const f32x16 sign4 = {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1};
+  const f32x16 sign8 = {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1};
+  x = x * sign1 + __builtin_shuffle(x, by1);
+  x = x * sign2 + __builtin_shuffle(x, by2);
+  x = x * sign4 + __builtin_shuffle(x, by4);
+  return x * sign8 + __builtin_shuffle(x, by8);
+}
+
+// The block Hadamard transform, divided by sqrt(block), in place; k is a multiple of `block`.
+inline void rotate(float* x, int64_t k, int64_t block) {
+  if (block == 1) return;
+  const float factor = 1.0f / std::sqrt(static_cast<float>(block));
+  if (block < 16) {
+    for (int64_t from = 0; from < k; from += block) {
+      for (int64_t width = 1; width < block; width *= 2)
+        for (int64_t i = 0; i < block; ++i)
+          if (!(i & width)) {
+            const float a = x[from + i], b = x[from + i + width];
+            x[from + i] = a + b;
+            x[from + i + width] = a - b;
+          }
+      for (int64_t i = 0; i < block; ++i) x[from + i] *= factor;
+    }
+    return;
+  }
+  f32x16 lanes[16];
+  const int64_t count = block / 16;
+  for (int64_t from = 0; from < k; from += block) {
+    for (int64_t i = 0; i < count; ++i) lanes[i] = hadamard16(load16(x + from + 16 * i));
+    for (int64_t width = 1; width < count; width *= 2)
+      for (int64_t i = 0; i < count; ++i)
+        if (!(i & width)) {
+          const f32x16 a = lanes[i], b = lanes[i + width];
+          lanes[i] = a + b;
+          lanes[i + width] = a - b;
+        }
+    for (int64_t i = 0; i < count; ++i) store16(x + from + 16 * i, lanes[i] * all16(factor));
+  }
+}
+
+// Rounds inputs [from, to) of a row to int8 by their largest magnitude; both ends are multiples of 32.
+inline void quantise_group(const float* x, int64_t from, int64_t to, const Form& form, const Rows& rows, int64_t row,
+                           int64_t group) {
+  f32x16 top = {};
+  for (int64_t i = from; i < to; i += 16) top = max16(top, abs16(load16(x + i)));
+  const float largest = top16(top), scale = largest / 127.0f;
+  const f32x16 inverse = all16(largest > 0 ? std::fmin(127.0f / largest, 3.4e38f) : 0.0f);
+  const i32x16 most = i32x16{} + 127;
+  i32x16 total = {};
+  for (int64_t i = from; i < to; i += 16) {
+    i32x16 q = __builtin_convertvector(round16(load16(x + i) * inverse), i32x16);
+    q = q > most ? most : q;
+    q = q < -most ? -most : q;
+    total += q;
+    typedef int8_t i8x16 __attribute__((vector_size(16)));
+    const i8x16 narrow = __builtin_convertvector(q, i8x16);
+    std::memcpy(rows.at(form, row, i / 64) + i % 64, &narrow, 16);
+  }
+  int32_t sum = 0;
+  for (int lane = 0; lane < 16; ++lane) sum += total[lane];
+  const int64_t at = row * form.groups + group;
+  rows.scale[at] = scale;
+  rows.sum[at] = sum;
+  rows.scaled_sum[at] = scale * static_cast<float>(sum);
+}
+
+// Prepares one row: `x` holds form.k floats. `scratch` has room for padded_k floats.
+inline void prepare_row(const float* x, const Norm* norm, const Form& form, const Rows& rows, int64_t row,
+                        float* scratch) {
+  if (norm != nullptr) {
+    normalise(x, *norm, form.k, scratch);
+  } else {
+    std::memcpy(scratch, x, static_cast<size_t>(form.k) * 4);
+  }
+  for (int64_t i = form.k; i < form.padded_k; ++i) scratch[i] = 0;
+  if (form.kind == Kind::bf16) {
+    for (int64_t i = 0; i < form.padded_k; i += 16)
+      store_bf16(reinterpret_cast<uint16_t*>(rows.at(form, row, i / 32) + i % 32 * 2), load16(scratch + i));
+    return;
+  }
+  if (form.kind == Kind::int8) {
+    rotate(scratch, form.k, form.rotation);
+    quantise_group(scratch, 0, form.padded_k, form, rows, row, 0);
+    return;
+  }
+  for (int64_t group = 0; group < form.groups; ++group)
+    quantise_group(scratch, group * form.group, (group + 1) * form.group, form, rows, row, group);
+}
+
+// Rows that fill up the last tile: zeros, so that products with them are zeros.
+inline void clear_rows(const Form& form, const Rows& rows, int64_t from, int64_t to) {
+  for (int64_t row = from; row < to; ++row) {
+    for (int64_t block = 0; block < form.row_bytes() / 64; ++block) std::memset(rows.at(form, row, block), 0, 64);
+    for (int64_t group = 0; group < form.groups; ++group) {
+      rows.scale[row * form.groups + group] = rows.scaled_sum[row * form.groups + group] = 0;
+      rows.sum[row * form.groups + group] = 0;
+    }
+  }
+}
+
+}  // namespace sash::SASH_ISA

@@ -1,0 +1,151 @@
+// Sixteen floats at a time, in the compiler's own vectors: each instruction set gets what it has for them. Included by
+// sources that are compiled once for each instruction set, inside its namespace.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace sash::SASH_ISA {
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+
+inline f32x16 load16(const float* from) {
+  f32x16 value;
+  std::memcpy(&value, from, 64);
+  return value;
+}
+inline void store16(float* to, f32x16 value) { std::memcpy(to, &value, 64); }
+inline f32x16 all16(float value) {
+  return f32x16{value, value, value, value, value, value, value, value,
+                value, value, value, value, value, value, value, value};
+}
+// The first `count` of sixteen; the others are zero.
+inline f32x16 load_part(const float* from, int64_t count) {
+  f32x16 value = {};
+  std::memcpy(&value, from, static_cast<size_t>(count) * 4);
+  return value;
+}
+inline f32x16 as_float(i32x16 value) { return __builtin_convertvector(value, f32x16); }
+inline f32x16 abs16(f32x16 x) { return (f32x16)((i32x16)x & 0x7fffffff); }
+inline f32x16 max16(f32x16 a, f32x16 b) { return a > b ? a : b; }
+
+// a * b + c, rounded once wherever the processor can.
+inline f32x16 fma16(f32x16 a, f32x16 b, f32x16 c) {
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  f32x16 out;
+  for (int half = 0; half < 2; ++half) {
+    __m256 x, y, z;
+    std::memcpy(&x, reinterpret_cast<const char*>(&a) + 32 * half, 32);
+    std::memcpy(&y, reinterpret_cast<const char*>(&b) + 32 * half, 32);
+    std::memcpy(&z, reinterpret_cast<const char*>(&c) + 32 * half, 32);
+    z = _mm256_fmadd_ps(x, y, z);
+    std::memcpy(reinterpret_cast<char*>(&out) + 32 * half, &z, 32);
+  }
+  return out;
+#elif defined(__aarch64__)
+  f32x16 out;
+  for (int i = 0; i < 16; ++i) out[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return out;
+#else
+  return a * b + c;
+#endif
+}
+
+// The sum of the sixteen, always in the same order.
+inline float sum16(f32x16 x) {
+  float lanes[16];
+  store16(lanes, x);
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+inline float top16(f32x16 x) {
+  float lanes[16];
+  store16(lanes, x);
+  for (int width = 8; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  return lanes[0];
+}
+
+// To the nearest integer, ties to even, for |x| < 2^22.
+inline f32x16 round16(f32x16 x) {
+  const f32x16 magic = all16(12582912.0f);  // 1.5 * 2^23: adding it leaves no room for a fraction.
+  return (x + magic) - magic;
+}
+
+// 2^x by a polynomial of degree 6 on [-0.5, 0.5]; 0 below -126. Relative error below 2e-7.
+inline f32x16 exp2_16(f32x16 x) {
+  const f32x16 low = all16(-126.0f), high = all16(127.0f);
+  const i32x16 tiny = x < low;
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  const f32x16 whole = round16(x), part = x - whole;
+  f32x16 p = all16(1.5403530e-4f);
+  p = fma16(p, part, all16(1.3333558e-3f));
+  p = fma16(p, part, all16(9.6181291e-3f));
+  p = fma16(p, part, all16(5.5504109e-2f));
+  p = fma16(p, part, all16(2.4022651e-1f));
+  p = fma16(p, part, all16(6.9314718e-1f));
+  p = fma16(p, part, all16(1.0f));
+  const i32x16 power = (__builtin_convertvector(whole, i32x16) + 127) << 23;
+  return (f32x16)((i32x16)(p * (f32x16)power) & ~tiny);
+}
+
+inline float from_bf16(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+// Round to the nearest, ties to even; a NaN stays one.
+inline uint16_t to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline void store_bf16(uint16_t* to, f32x16 value) {
+  i32x16 bits = (i32x16)value;
+  typedef uint32_t u32x16 __attribute__((vector_size(64)));
+  typedef uint16_t u16x16 __attribute__((vector_size(32)));
+  const i32x16 nan = (bits & 0x7fffffff) > 0x7f800000;
+  u32x16 rounded = ((u32x16)bits + 0x7fff + (((u32x16)bits >> 16) & 1)) >> 16;
+  rounded = ((u32x16)nan & (((u32x16)bits >> 16) | 0x40)) | (~(u32x16)nan & rounded);
+  const u16x16 narrow = __builtin_convertvector(rounded, u16x16);
+  std::memcpy(to, &narrow, 32);
+}
+
+inline float from_f16(uint16_t bits) {
+#if defined(__F16C__)
+  return _cvtsh_ss(bits);
+#else
+  const uint32_t sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
+  if (exponent == 0) {
+    const float value = static_cast<float>(fraction) * 5.9604644775390625e-08f;  // 2^-24
+    return sign ? -value : value;
+  }
+  const uint32_t wide = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+#endif
+}
+inline f32x16 load16_f16(const uint16_t* from) {
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#else
+  f32x16 value;
+  for (int i = 0; i < 16; ++i) value[i] = from_f16(from[i]);
+  return value;
+#endif
+}
+
+}  // namespace sash::SASH_ISA

@@ -1,0 +1,373 @@
+#include "step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace sash {
+
+namespace {
+
+// Rows of activations are multiplied in blocks that stay in a core's second-level cache beside the weights.
+constexpr int64_t kRowBlockBytes = 1 << 20;
+// Weights that a thread claims at once: long enough to be streamed, short enough for all to end together.
+constexpr int64_t kClaimBytes = 128 << 10;
+
+float* row_of(float* x, int64_t row, int64_t stride) { return x + row * stride; }
+
+// Cuts a region's memory into aligned parts.
+class Carver {
+ public:
+  explicit Carver(char* from) : at_(from) {}
+  template <class T>
+  T* take(size_t count) {
+    T* part = reinterpret_cast<T*>(at_);
+    at_ += (count * sizeof(T) + 63) / 64 * 64;
+    return part;
+  }
+  size_t used(const char* from) const { return static_cast<size_t>(at_ - from); }
+
+ private:
+  char* at_;
+};
+
+}  // namespace
+
+char* Scratch::room(size_t bytes) {
+  if (bytes + 64 > held_) {
+    memory_.reset();
+    memory_.reset(new char[bytes + 64]);
+    held_ = bytes + 64;
+  }
+  return memory_.get() + (64 - reinterpret_cast<uintptr_t>(memory_.get()) % 64) % 64;
+}
+
+// A unit of attention: rows [first, last) of one key/value head of one span.
+struct AttentionUnit {
+  const SpanPlan* span;
+  int64_t head, first, last;
+};
+
+struct Stepper::Frame {
+  const Plan* plan;
+  int64_t n_tokens, dim;
+  float* x;
+  char* rows;           // Prepared activations of the product at hand.
+  float* qkv;           // [tokens][heads * head_dim, twice key/value heads * head_dim]
+  int64_t qkv_stride;
+  uint16_t *q, *clamped_q;  // [key/value head][token][heads of the group][head_dim]
+  char *keys, *values;      // [key/value head][token][head_dim], as the cache holds them
+  float *key_scales, *value_scales;
+  float* attended;          // [tokens][heads * head_dim]
+  float* hidden;            // [tokens][hidden_dim]
+  float* branch;            // [tokens][dim]: what a post norm waits for
+  const Norm* pending = nullptr;  // The post norm that `branch` still needs before it is added to x.
+  std::vector<float*> thread_floats;
+  std::vector<char*> thread_attention;
+  std::vector<std::vector<AttentionUnit>> units;  // A kind.
+};
+
+void Stepper::region(const std::function<void(Team&)>& body) {
+  pool_.run([&](Team& team) {
+    table_.enter();
+    body(team);
+    table_.leave();
+  });
+}
+
+void Stepper::share_product(Team& team, const Product& product) {
+  const Linear& linear = *product.linear;
+  const Form form(linear);
+  const int64_t whole = std::max<int64_t>(1, kRowBlockBytes / form.row_bytes() / 32) * 32;
+  const int64_t blocks = ceil_div(product.n_rows, whole);
+  const int64_t rows = ceil_div(ceil_div(product.n_rows, blocks), 32) * 32;
+  const int64_t tiles = linear.tiles(), fair = ceil_div(tiles, 4 * team.size());
+  int64_t chunk = product.n_rows > 32 ? 8 : std::max<int64_t>(2, kClaimBytes / linear.tile_bytes());
+  chunk = std::min(chunk, std::max<int64_t>(2, fair)) / 2 * 2;
+  const int64_t chunks = ceil_div(tiles, chunk);
+  team.share(blocks * chunks, [&](int64_t unit) {
+    const int64_t row = unit / chunks * rows, tile = unit % chunks * chunk;
+    if (row >= product.n_rows) return;
+    table_.multiply(product, tile, std::min(tile + chunk, tiles), row, std::min(rows, product.n_rows - row));
+  });
+}
+
+void Stepper::prepare(Team& team, Frame& frame, const float* x, int64_t stride, const Norm* norm,
+                      const Linear& linear) {
+  const Form form(linear);
+  const Rows rows = Rows::in(frame.rows, form, frame.n_tokens);
+  const Norm* post = frame.pending;
+  team.share(frame.n_tokens, [&](int64_t row) {
+    float* own = frame.thread_floats[team.index()];
+    if (post != nullptr) {
+      table_.normalise(row_of(frame.branch, row, frame.dim), *post, frame.dim, own);
+      float* to = row_of(frame.x, row, frame.dim);
+      for (int64_t i = 0; i < frame.dim; ++i) to[i] += own[i];
+    }
+    table_.prepare_row(x + row * stride, norm, form, rows, row, own);
+    if (row == 0) table_.clear_rows(form, rows, frame.n_tokens, ceil_div(frame.n_tokens, kTile) * kTile);
+  });
+}
+
+void Stepper::rotate_heads(const Layer& layer, Frame& frame, int64_t token, int64_t head) {
+  const AttentionWeights& a = layer.attention;
+  const KindPlan& kind = frame.plan->kinds[a.kind];
+  const int64_t dim = a.head_dim, per_group = a.n_heads / a.n_kv_heads, half = dim / 2;
+  const bool int8 = frame.plan->int8_kv;
+  const float* from = frame.qkv + token * frame.qkv_stride;
+  const Angles own{kind.cos + token * half, kind.sin + token * half, a.interleaved_rope};
+  float turned[kMaxHeadDim];
+  for (int64_t r = 0; r < per_group; ++r) {
+    const float* q = from + (head * per_group + r) * dim;
+    const int64_t at = ((head * frame.n_tokens + token) * per_group + r) * dim;
+    table_.turn_head(q, a.q_norm, own, dim, turned);
+    table_.keep_head(turned, dim, reinterpret_cast<char*>(frame.q + at), nullptr);
+    if (kind.clamped_cos == nullptr) continue;
+    const Angles clamped{kind.clamped_cos + token * half, kind.clamped_sin + token * half, a.interleaved_rope};
+    table_.turn_head(q, a.q_norm, clamped, dim, turned);
+    table_.keep_head(turned, dim, reinterpret_cast<char*>(frame.clamped_q + at), nullptr);
+  }
+  const int64_t slot = head * frame.n_tokens + token, size = int8 ? 1 : 2;
+  table_.turn_head(from + (a.n_heads + head) * dim, a.k_norm, own, dim, turned);
+  table_.keep_head(turned, dim, frame.keys + slot * dim * size, int8 ? frame.key_scales + slot : nullptr);
+  table_.keep_head(from + (a.n_heads + a.n_kv_heads + head) * dim, dim, frame.values + slot * dim * size,
+                   int8 ? frame.value_scales + slot : nullptr);
+}
+
+void Stepper::attend_unit(const Layer& layer, Frame& frame, int64_t index, char* scratch) {
+  const AttentionWeights& a = layer.attention;
+  const KindPlan& kind = frame.plan->kinds[a.kind];
+  const AttentionUnit& unit = frame.units[a.kind][index];
+  const SpanPlan& span = *unit.span;
+  const int64_t per_group = a.n_heads / a.n_kv_heads, size = frame.plan->int8_kv ? 1 : 2;
+  KeyRun local[8];
+  std::vector<KeyRun> more;
+  KeyRun* runs = local;
+  if (span.held.size() + 2 > 8) {
+    more.resize(span.held.size() + 2);
+    runs = more.data();
+  }
+  int n_runs = 0;
+  for (const HeldRun& held : span.held) {
+    const Slots& s = held.slots;
+    const int64_t at = a.layer_in_store * s.layer_stride + unit.head * s.head_stride;
+    const int64_t scale_at = a.layer_in_store * s.scale_layer_stride + unit.head * s.scale_head_stride;
+    runs[n_runs++] = KeyRun{held.first_position, held.count, s.keys + at, s.values + at, s.token_stride,
+                            frame.plan->int8_kv ? s.key_scales + scale_at : nullptr,
+                            frame.plan->int8_kv ? s.value_scales + scale_at : nullptr, held.pinned};
+  }
+  // Of the step's own tokens, the first may be pins.
+  const int64_t first_slot = unit.head * frame.n_tokens + span.start;
+  const int64_t pins = std::min(span.count, std::max<int64_t>(0, kind.pins - span.position));
+  const auto own = [&](int64_t from, int64_t count, bool pinned) {
+    const int64_t slot = first_slot + from;
+    return KeyRun{span.position + from, count, frame.keys + slot * a.head_dim * size,
+                  frame.values + slot * a.head_dim * size, a.head_dim * size,
+                  frame.plan->int8_kv ? frame.key_scales + slot : nullptr,
+                  frame.plan->int8_kv ? frame.value_scales + slot : nullptr, pinned};
+  };
+  if (pins > 0) {
+    const auto end_of_pins = std::find_if(runs, runs + n_runs, [](const KeyRun& run) { return !run.pinned; });
+    std::copy_backward(end_of_pins, runs + n_runs, runs + n_runs + 1);
+    *end_of_pins = own(0, pins, true);
+    ++n_runs;
+  }
+  if (pins < span.count) runs[n_runs++] = own(pins, span.count - pins, false);
+
+  const int64_t q_at = (unit.head * frame.n_tokens + span.start) * per_group * a.head_dim;
+  AttentionTask task{};
+  task.q = frame.q + q_at;
+  task.q_clamped = kind.clamped_cos == nullptr ? nullptr : frame.clamped_q + q_at;
+  task.n_tokens = span.count;
+  task.per_group = per_group;
+  task.head_dim = a.head_dim;
+  task.position = span.position;
+  task.window = kind.window;
+  task.pins = kind.pins;
+  task.runs = runs;
+  task.n_runs = n_runs;
+  task.scale = a.scale;
+  task.out_stride = a.n_heads * a.head_dim;
+  task.out = frame.attended + span.start * task.out_stride + unit.head * per_group * a.head_dim;
+  table_.attend_rows(task, unit.first, unit.last, scratch);
+}
+
+void Stepper::attend_half(Team& team, const Layer& layer, Frame& frame) {
+  const AttentionWeights& a = layer.attention;
+  const KindPlan& kind = frame.plan->kinds[a.kind];
+  prepare(team, frame, frame.x, frame.dim, &layer.attention_norm, a.wqkv);
+  if (team.index() == 0) frame.pending = nullptr;
+  share_product(team, {&a.wqkv, Rows::in(frame.rows, Form(a.wqkv), frame.n_tokens), frame.n_tokens, frame.qkv,
+                       frame.qkv_stride});
+  team.share(frame.n_tokens * a.n_kv_heads, [&](int64_t unit) {
+    rotate_heads(layer, frame, unit / a.n_kv_heads, unit % a.n_kv_heads);
+  });
+  team.share(static_cast<int64_t>(frame.units[a.kind].size()), [&](int64_t unit) {
+    attend_unit(layer, frame, unit, frame.thread_attention[team.index()]);
+  });
+  // Nobody reads the ring any more: what this step adds to it may overwrite what slid out.
+  const int64_t size = frame.plan->int8_kv ? 1 : 2, bytes = a.head_dim * size;
+  team.share_open(static_cast<int64_t>(kind.spans.size()) * a.n_kv_heads, [&](int64_t unit) {
+    const SpanPlan& span = kind.spans[unit / a.n_kv_heads];
+    const int64_t head = unit % a.n_kv_heads;
+    for (const Write& write : span.writes) {
+      const Slots& s = write.slots;
+      const int64_t from = head * frame.n_tokens + write.token;
+      const int64_t at = a.layer_in_store * s.layer_stride + head * s.head_stride;
+      std::memcpy(s.keys + at, frame.keys + from * bytes, static_cast<size_t>(write.count * bytes));
+      std::memcpy(s.values + at, frame.values + from * bytes, static_cast<size_t>(write.count * bytes));
+      if (!frame.plan->int8_kv) continue;
+      const int64_t scale_at = a.layer_in_store * s.scale_layer_stride + head * s.scale_head_stride;
+      std::memcpy(s.key_scales + scale_at, frame.key_scales + from, static_cast<size_t>(write.count) * 4);
+      std::memcpy(s.value_scales + scale_at, frame.value_scales + from, static_cast<size_t>(write.count) * 4);
+    }
+  });
+  prepare(team, frame, frame.attended, a.n_heads * a.head_dim, nullptr, a.wo);
+  const bool post = layer.attention_post_norm.weight != nullptr;
+  share_product(team, {&a.wo, Rows::in(frame.rows, Form(a.wo), frame.n_tokens), frame.n_tokens,
+                       post ? frame.branch : frame.x, frame.dim, post ? Finish::store : Finish::add});
+  if (post && team.index() == 0) frame.pending = &layer.attention_post_norm;
+  if (post) team.barrier();
+}
+
+void Stepper::feed_half(Team& team, const Layer& layer, Frame& frame) {
+  const FeedForward& f = layer.feed_forward;
+  prepare(team, frame, frame.x, frame.dim, &layer.ffn_norm, f.w13);
+  if (team.index() == 0) frame.pending = nullptr;
+  const int64_t width = f.w13.tiles() / 2 * kTile;
+  share_product(team, {&f.w13, Rows::in(frame.rows, Form(f.w13), frame.n_tokens), frame.n_tokens, frame.hidden, width,
+                       Finish::gate, f.activation});
+  prepare(team, frame, frame.hidden, width, nullptr, f.w2);
+  const bool post = layer.ffn_post_norm.weight != nullptr;
+  share_product(team, {&f.w2, Rows::in(frame.rows, Form(f.w2), frame.n_tokens), frame.n_tokens,
+                       post ? frame.branch : frame.x, frame.dim, post ? Finish::store : Finish::add});
+  if (post && team.index() == 0) frame.pending = &layer.ffn_post_norm;
+  if (post) team.barrier();
+}
+
+void Stepper::run(const std::vector<const Layer*>& layers, const Plan& plan, float* x, int64_t dim) {
+  Frame frame{};
+  frame.plan = &plan;
+  frame.n_tokens = plan.n_tokens;
+  frame.dim = dim;
+  frame.x = x;
+  const size_t tokens = static_cast<size_t>(plan.n_tokens);
+  size_t rows = 0, floats = static_cast<size_t>(dim), qkv = 0, q = 0, kv = 0, heads = 0, hidden = 0, attention = 0;
+  bool post = false;
+  const auto fit = [&](const Linear& linear) {
+    rows = std::max(rows, Rows::bytes(Form(linear), plan.n_tokens));
+    floats = std::max(floats, static_cast<size_t>(linear.padded_k()));
+  };
+  for (const Layer* layer : layers) {
+    const AttentionWeights& a = layer->attention;
+    fit(a.wqkv);
+    fit(a.wo);
+    qkv = std::max(qkv, static_cast<size_t>(a.wqkv.n));
+    q = std::max(q, static_cast<size_t>(a.n_heads * a.head_dim));
+    kv = std::max(kv, static_cast<size_t>(a.n_kv_heads * a.head_dim));
+    heads = std::max(heads, static_cast<size_t>(a.n_kv_heads));
+    attention = std::max(attention, table_.attention_scratch_bytes(a.head_dim));
+    post = post || layer->attention_post_norm.weight != nullptr || layer->ffn_post_norm.weight != nullptr;
+    if (!layer->has_feed_forward) continue;
+    fit(layer->feed_forward.w13);
+    fit(layer->feed_forward.w2);
+    hidden = std::max(hidden, static_cast<size_t>(layer->feed_forward.w13.tiles() / 2 * kTile));
+  }
+  frame.qkv_stride = static_cast<int64_t>(qkv);
+  const auto carve = [&](Carver& carver) {
+    frame.rows = carver.take<char>(rows);
+    frame.qkv = carver.take<float>(tokens * qkv);
+    frame.q = carver.take<uint16_t>(tokens * q);
+    frame.clamped_q = carver.take<uint16_t>(tokens * q);
+    frame.keys = carver.take<char>(tokens * kv * 2);
+    frame.values = carver.take<char>(tokens * kv * 2);
+    frame.key_scales = carver.take<float>(tokens * heads);
+    frame.value_scales = carver.take<float>(tokens * heads);
+    frame.attended = carver.take<float>(tokens * q);
+    frame.hidden = carver.take<float>(tokens * hidden);
+    frame.branch = carver.take<float>(post ? tokens * static_cast<size_t>(dim) : 0);
+    frame.thread_floats.clear();
+    frame.thread_attention.clear();
+    for (int thread = 0; thread < pool_.size(); ++thread) {
+      frame.thread_floats.push_back(carver.take<float>(floats));
+      frame.thread_attention.push_back(carver.take<char>(attention));
+    }
+  };
+  Carver measure(nullptr);
+  carve(measure);
+  Carver real(scratch_.room(measure.used(nullptr)));
+  carve(real);
+
+  frame.units.resize(plan.kinds.size());
+  for (size_t kind = 0; kind < plan.kinds.size(); ++kind) {
+    const Layer* one = nullptr;
+    for (const Layer* layer : layers)
+      if (layer->attention.kind == static_cast<int64_t>(kind)) one = layer;
+    if (one == nullptr) continue;
+    const int64_t per_group = one->attention.n_heads / one->attention.n_kv_heads;
+    const int64_t n_tasks = static_cast<int64_t>(plan.kinds[kind].spans.size()) * one->attention.n_kv_heads;
+    for (const SpanPlan& span : plan.kinds[kind].spans) {
+      const int64_t n_rows = span.count * per_group, each = attention_unit_rows(n_rows, n_tasks, pool_.size());
+      for (int64_t first = 0; first < n_rows; first += each)
+        for (int64_t head = 0; head < one->attention.n_kv_heads; ++head)
+          frame.units[kind].push_back({&span, head, first, std::min(first + each, n_rows)});
+    }
+  }
+
+  region([&](Team& team) {
+    for (const Layer* layer : layers) {
+      attend_half(team, *layer, frame);
+      if (layer->has_feed_forward) feed_half(team, *layer, frame);
+    }
+    const Norm* last = frame.pending;
+    if (last == nullptr) return;
+    team.share(frame.n_tokens, [&](int64_t row) {
+      float* own = frame.thread_floats[team.index()];
+      table_.normalise(row_of(frame.branch, row, dim), *last, dim, own);
+      float* to = row_of(frame.x, row, dim);
+      for (int64_t i = 0; i < dim; ++i) to[i] += own[i];
+    });
+  });
+}
+
+void Stepper::multiply(const Linear& linear, const float* x, int64_t x_stride, int64_t n_rows, float* out,
+                       int64_t out_stride, const Norm* norm) {
+  Frame frame{};
+  const Form form(linear);
+  const size_t rows = (Rows::bytes(form, n_rows) + 63) / 64 * 64, floats = static_cast<size_t>(linear.padded_k());
+  Carver carver(scratch_.room(rows + static_cast<size_t>(pool_.size()) * (floats * 4 + 64)));
+  frame.rows = carver.take<char>(rows);
+  for (int thread = 0; thread < pool_.size(); ++thread) frame.thread_floats.push_back(carver.take<float>(floats));
+  frame.n_tokens = n_rows;
+  region([&](Team& team) {
+    prepare(team, frame, x, x_stride, norm, linear);
+    share_product(team, {&linear, Rows::in(frame.rows, form, n_rows), n_rows, out, out_stride});
+  });
+}
+
+void Stepper::feed(const FeedForward& network, const float* x, int64_t n_rows, float* out, int64_t dim) {
+  Frame frame{};
+  const Form into(network.w13), from(network.w2);
+  const int64_t width = network.w13.tiles() / 2 * kTile;
+  const size_t rows = (std::max(Rows::bytes(into, n_rows), Rows::bytes(from, n_rows)) + 63) / 64 * 64;
+  const size_t floats = static_cast<size_t>(std::max(into.padded_k, from.padded_k));
+  const size_t hidden = (static_cast<size_t>(n_rows * width) * 4 + 63) / 64 * 64;
+  Carver carver(scratch_.room(rows + hidden + static_cast<size_t>(pool_.size()) * (floats * 4 + 64)));
+  frame.rows = carver.take<char>(rows);
+  frame.hidden = carver.take<float>(static_cast<size_t>(n_rows * width));
+  for (int thread = 0; thread < pool_.size(); ++thread) frame.thread_floats.push_back(carver.take<float>(floats));
+  frame.n_tokens = n_rows;
+  region([&](Team& team) {
+    prepare(team, frame, x, dim, nullptr, network.w13);
+    share_product(team, {&network.w13, Rows::in(frame.rows, into, n_rows), n_rows, frame.hidden, width, Finish::gate,
+                         network.activation});
+    prepare(team, frame, frame.hidden, width, nullptr, network.w2);
+    share_product(team, {&network.w2, Rows::in(frame.rows, from, n_rows), n_rows, out, dim});
+  });
+}
+
+void Stepper::normalise(const float* x, const Norm& norm, int64_t n_rows, int64_t k, float* out) {
+  for (int64_t row = 0; row < n_rows; ++row) table_.normalise(x + row * k, norm, k, out + row * k);
+}
+
+}  // namespace sash

@@ -1,0 +1,125 @@
+// One step of packed tokens through fused layers: the phases of a layer, each shared out over the pool's threads.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "attention.h"
+#include "linear.h"
+#include "pool.h"
+#include "table.h"
+
+namespace sash {
+
+// A gated feed-forward network: w2 (act(w1 x) * w3 x). The tiles of w1 and w3 alternate in w13.
+struct FeedForward {
+  Linear w13, w2;
+  Activation activation;
+};
+
+struct AttentionWeights {
+  Linear wqkv, wo;
+  int64_t n_heads, n_kv_heads, head_dim;
+  float scale;
+  Norm q_norm, k_norm;       // Weights of head_dim; null for none.
+  bool interleaved_rope;     // Whether neighbours are a pair, or components half a head apart.
+  int64_t kind;              // Which of the plan's kinds it belongs to.
+  int64_t layer_in_store;
+};
+
+struct Layer {
+  AttentionWeights attention;
+  Norm attention_norm, attention_post_norm, ffn_norm, ffn_post_norm;  // Post norms: null for none.
+  bool has_feed_forward = false;
+  FeedForward feed_forward;
+};
+
+// Where a run of slots lies in a store: addresses for layer 0 and head 0, and strides in bytes. Scales are float32, one
+// a slot, for int8 stores only.
+struct Slots {
+  char* keys;
+  char* values;
+  int64_t layer_stride, head_stride, token_stride;
+  float* key_scales;
+  float* value_scales;
+  int64_t scale_layer_stride, scale_head_stride;
+};
+
+// A run of consecutive positions that the cache holds for a sequence.
+struct HeldRun {
+  int64_t first_position, count;
+  bool pinned;
+  Slots slots;
+};
+
+// Tokens [token, token + count) of the step are committed to consecutive slots.
+struct Write {
+  int64_t token, count;
+  Slots slots;
+};
+
+struct SpanPlan {
+  int64_t start, count, position;
+  std::vector<HeldRun> held;
+  std::vector<Write> writes;
+};
+
+// What the layers of one pattern and rotary embedding do in a step.
+struct KindPlan {
+  int64_t window, pins;
+  const float *cos, *sin;                  // [tokens][head_dim / 2]
+  const float *clamped_cos, *clamped_sin;  // For queries against pins; null where nothing is clamped.
+  std::vector<SpanPlan> spans;
+};
+
+struct Plan {
+  int64_t n_tokens;
+  bool int8_kv;
+  std::vector<KindPlan> kinds;
+};
+
+// Memory of a step that lives on to the next one.
+class Scratch {
+ public:
+  // `bytes` aligned to 64; what was there before is lost where it grows.
+  char* room(size_t bytes);
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  size_t held_ = 0;
+};
+
+class Stepper {
+ public:
+  Stepper(Pool& pool, const KernelTable& table) : pool_(pool), table_(table) {}
+
+  // Runs layers in turn over x, float32 [n_tokens][dim], in place. Feed-forward halves are left out where a layer has
+  // none.
+  void run(const std::vector<const Layer*>& layers, const Plan& plan, float* x, int64_t dim);
+
+  // out = x W^T, [n_rows][n].
+  void multiply(const Linear& linear, const float* x, int64_t x_stride, int64_t n_rows, float* out,
+                int64_t out_stride, const Norm* norm);
+
+  // out = the network's answer to x, both [n_rows][dim].
+  void feed(const FeedForward& network, const float* x, int64_t n_rows, float* out, int64_t dim);
+
+  // out = x / rms(x) * weight, [n_rows][k].
+  void normalise(const float* x, const Norm& norm, int64_t n_rows, int64_t k, float* out);
+
+ private:
+  struct Frame;
+  void attend_half(Team& team, const Layer& layer, Frame& frame);
+  void feed_half(Team& team, const Layer& layer, Frame& frame);
+  void rotate_heads(const Layer& layer, Frame& frame, int64_t token, int64_t head);
+  void attend_unit(const Layer& layer, Frame& frame, int64_t unit, char* scratch);
+  void prepare(Team& team, Frame& frame, const float* x, int64_t stride, const Norm* norm, const Linear& linear);
+  void share_product(Team& team, const Product& product);
+  void region(const std::function<void(Team&)>& body);
+
+  Pool& pool_;
+  const KernelTable& table_;
+  Scratch scratch_;
+};
+
+}  // namespace sash
