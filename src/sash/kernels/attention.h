@@ -1,0 +1,51 @@
+// Attention of a sequence's new tokens over its keys: what it is asked for, whatever the instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace sash {
+
+constexpr int64_t kKeyBlock = 64;     // Keys are taken by blocks at absolute positions 64b to 64b+63.
+constexpr int64_t kQueryPair = 32;    // Query rows that are worked on together: two tiles of 16.
+constexpr int64_t kUnitRows = 512;    // Query rows that share a gathered block of keys at most.
+constexpr int64_t kMaxHeadDim = 256;
+
+// Consecutive positions of one key/value head. Rows of keys and of values are `stride` bytes apart and hold head_dim
+// bfloat16, or, where scales are given, head_dim int8 with one scale a row.
+struct KeyRun {
+  int64_t first_position, count;
+  const void* keys;
+  const void* values;
+  int64_t stride;
+  const float* key_scales = nullptr;
+  const float* value_scales = nullptr;
+  bool pinned = false;  // Its positions are below the task's `pins`, and meet the clamped queries.
+};
+
+// One key/value head of one sequence in one step. Query row t * per_group + r is head r of the group at token t, of
+// position + t; it sees keys j <= its position with j > its position - window (window 0: all) or j < pins.
+struct AttentionTask {
+  const uint16_t* q;          // bfloat16 [n_tokens * per_group][head_dim], already rotated.
+  const uint16_t* q_clamped;  // The same, rotated to meet pins; null where they are the same.
+  int64_t n_tokens, per_group, head_dim;
+  int64_t position, window, pins;
+  const KeyRun* runs;  // Pinned runs first, then in ascending position; they cover all that the queries see.
+  int64_t n_runs;
+  float scale;
+  float* out;          // Row (t, r) goes to out + t * out_stride + r * head_dim.
+  int64_t out_stride;
+
+  int64_t rows() const { return n_tokens * per_group; }
+};
+
+// How many query rows one call should take, so that `n_tasks` tasks of `rows` rows make enough units for all threads
+// to end together, and yet share what a gathered block of keys costs among many rows.
+inline int64_t attention_unit_rows(int64_t rows, int64_t n_tasks, int64_t n_threads) {
+  const int64_t fair = rows * n_tasks / (4 * n_threads);
+  const int64_t wanted = fair < 2 * kQueryPair ? 2 * kQueryPair : fair > kUnitRows ? kUnitRows : fair;
+  const int64_t parts = (rows + wanted - 1) / wanted;
+  return (rows + parts * kQueryPair - 1) / (parts * kQueryPair) * kQueryPair;
+}
+
+}  // namespace sash

@@ -1,0 +1,124 @@
+// Attention of query rows over runs of keys, by blocks and with online softmax; see attention.h. Included by sources
+// that are compiled once for each instruction set.
+//
+// A row's result depends on nothing but its query and the keys that it sees: blocks lie at absolute positions and are
+// taken in ascending order (pins first, in blocks of their own), each by the same operations; and a block that a row
+// does not see adds exact zeros. So neither chunks, nor other rows, nor where a ring wraps change a bit.
+#pragma once
+
+#include "attention_gather.h"
+#include "attention_products.h"
+
+namespace sash::SASH_ISA {
+
+inline size_t attention_scratch_bytes(int64_t head_dim) { return Scratch(head_dim, nullptr).bytes; }
+
+// At most kUnitRows query rows, from `first_row`.
+class Unit {
+ public:
+  Unit(const AttentionTask& task, int64_t first_row, int64_t n_rows, Scratch& scratch)
+      : task_(task), scratch_(scratch), first_row_(first_row), n_rows_(n_rows), pipeline_(scratch, task) {
+    for (int64_t row = 0; row < n_rows; ++row) {
+      scratch.position[row] = task.position + (first_row + row) / task.per_group;
+      scratch.top[row] = kUnseen;
+    }
+    std::memset(scratch.sum, 0, static_cast<size_t>(n_rows) * 64);
+    std::memset(scratch.o, 0, static_cast<size_t>(n_pairs()) * kQueryPair * task.head_dim * 4);
+  }
+
+  void run() {
+    if (task_.pins > 0) {
+      load_queries(task_.q_clamped ? task_.q_clamped : task_.q);
+      sweep(true, 0, task_.pins, 0);
+    }
+    load_queries(task_.q);
+    sweep(false, task_.pins, INT64_MAX, task_.window);
+    finish();
+  }
+
+ private:
+  int64_t n_pairs() const { return (n_rows_ + kQueryPair - 1) / kQueryPair; }
+
+  // Copies the queries into the layout of the products; rows past the last are zeros.
+  void load_queries(const uint16_t* q) {
+    const int64_t dims = task_.head_dim, k_dims = scratch_.k_dims();
+    std::memset(scratch_.q, 0, static_cast<size_t>(n_pairs() * kQueryPair * k_dims) * sizeof(element));
+    for (int64_t row = 0; row < n_rows_; ++row) {
+      const uint16_t* const from = q + (first_row_ + row) * dims;
+#if defined(__AMX_TILE__)
+      element* const to = scratch_.q + row / 16 * 16 * k_dims + row % 16 * 32;
+      for (int64_t dim = 0; dim < dims; dim += 16) std::memcpy(to + dim / 32 * 512 + dim % 32, from + dim, 32);
+#else
+      for (int64_t dim = 0; dim < dims; ++dim) scratch_.q[row * dims + dim] = from_bf16(from[dim]);
+#endif
+    }
+  }
+
+  // All rows over all blocks that hold keys from `first` to before `stop` which some row sees.
+  void sweep(bool pinned, int64_t first, int64_t stop, int64_t window) {
+    const int64_t oldest = window ? most(first, scratch_.position[0] - window + 1) : first;
+    const int64_t end = least(stop, scratch_.position[n_rows_ - 1] + 1);
+    const int64_t group = n_pairs() > 1 ? kGroup : 1;
+    Item item;
+    item.first = first, item.stop = stop, item.window = window;
+    for (int64_t base = oldest / kKeyBlock * kKeyBlock; base < end; base += group * kKeyBlock) {
+      const int64_t n_blocks = least(group, (end - base + kKeyBlock - 1) / kKeyBlock);
+      bool scaled[kGroup];
+      for (int64_t slot = 0; slot < n_blocks; ++slot) scaled[slot] = gather(pinned, base + slot * kKeyBlock, slot);
+      for (item.pair = 0; item.pair < n_pairs(); ++item.pair) {
+        item.n_rows = least(kQueryPair, n_rows_ - item.pair * kQueryPair);
+        for (item.slot = 0; item.slot < n_blocks; ++item.slot) {
+          item.base = base + item.slot * kKeyBlock;
+          item.scaled = scaled[item.slot];
+          if (meets(item)) pipeline_.push(item);
+        }
+      }
+      pipeline_.flush();
+    }
+  }
+
+  bool gather(bool pinned, int64_t base, int64_t slot) {
+    BlockRows rows;
+    find_rows(task_, base, pinned, scratch_.key_factor + slot * kKeyBlock, scratch_.value_factor + slot * kKeyBlock,
+              scratch_.widened, rows);
+    gather_keys(scratch_, rows, scratch_.k_block(slot));
+    gather_values(scratch_, rows, scratch_.v_block(slot));
+    return rows.scaled;
+  }
+
+  // Whether some row of the pair sees some of the block, and notes whether all see all.
+  bool meets(Item& item) const {
+    const int64_t* const position = scratch_.position + item.pair * kQueryPair;
+    const int64_t earliest = position[0], latest = position[item.n_rows - 1], end = item.base + kKeyBlock;
+    const auto oldest = [&](int64_t p) { return item.window ? most(item.first, p - item.window + 1) : item.first; };
+    item.masked = end > least(earliest + 1, item.stop) || item.base < oldest(latest);
+    return item.base < least(latest + 1, item.stop) && end > oldest(earliest);
+  }
+
+  // Divides by the weights' sums.
+  void finish() {
+    for (int64_t row = 0; row < n_rows_; ++row) {
+      const int64_t at = first_row_ + row;
+      float* const out = task_.out + at / task_.per_group * task_.out_stride + at % task_.per_group * task_.head_dim;
+      const float sum = sum16(load16(scratch_.sum + row * 16));
+      const float* const o = scratch_.o_tile(row / 16) + row % 16 * 16;
+      for (int64_t col = 0; col < scratch_.cols; ++col)
+        store16(out + col * 16, load16(o + col * 256) / (sum == 0 ? 1.0f : sum));
+    }
+  }
+
+  const AttentionTask& task_;
+  Scratch& scratch_;
+  const int64_t first_row_, n_rows_;
+  Pipeline pipeline_;
+};
+
+// Query rows first_row to before last_row of a task. `memory` has attention_scratch_bytes and is aligned to 64; one
+// thread uses it at a time. With AMX the thread has called tile_config() before.
+inline void attend_rows(const AttentionTask& task, int64_t first_row, int64_t last_row, void* memory) {
+  Scratch scratch(task.head_dim, memory);
+  for (int64_t row = first_row; row < last_row; row += kUnitRows)
+    Unit(task, row, least(kUnitRows, last_row - row), scratch).run();
+}
+
+}  // namespace sash::SASH_ISA
