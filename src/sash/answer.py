@@ -11,7 +11,6 @@ from collections.abc import Sequence as Many
 from sash.completion import Completion, Statistics, View, full_cache_bytes
 from sash.engine.request import Event, Sequence, Token
 from sash.network.cache import KVCache
-from sash.network.sizing import kv_bytes
 from sash.text.stream import Detokenizer, StopMatcher
 from sash.text.tokenizer import Tokenizer
 
@@ -97,7 +96,8 @@ class Answer:
             first_token_seconds=self._first_at - self._began,
             write_seconds=self._last_at - self._first_at,
             view=View.of(config, length),
-            kv_bytes=kv_bytes(config, length, self._cache.dtype.itemsize),
-            kv_bytes_full=full_cache_bytes(config, length, self._cache.dtype.itemsize),
+            kv_dtype=str(self._cache.numbers).removeprefix("torch."),
+            kv_bytes=self._cache.bytes_of(length),
+            kv_bytes_full=full_cache_bytes(config, length, *self._cache.number_bytes),
             forced_window=config.forced_window,
         )

@@ -68,8 +68,9 @@ class Statistics:
         first_token_seconds: from the start to the first token written.
         write_seconds: from the first token written to the last.
         view: what the last token could see.
-        kv_bytes: bytes of keys and values held for the sequence.
-        kv_bytes_full: bytes that a cache of every token would hold.
+        kv_dtype: what keys and values are kept as; "int8" has a scale a token and head.
+        kv_bytes: bytes of keys and values held for the sequence, their scales included.
+        kv_bytes_full: bytes that a cache of every token would hold, in the same numbers.
         forced_window: a window that the user forced on the model (an ablation); None where it is the model's own.
     """
 
@@ -79,6 +80,7 @@ class Statistics:
     first_token_seconds: float
     write_seconds: float
     view: View
+    kv_dtype: str
     kv_bytes: int
     kv_bytes_full: int
     forced_window: int | str | None = None
@@ -117,6 +119,6 @@ class Completion:
     stats: Statistics
 
 
-def full_cache_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
+def full_cache_bytes(config: ModelConfig, length: int, itemsize: int, scale_bytes: int = 0) -> int:
     """Bytes of a cache that keeps the keys and values of all `length` tokens in every layer, to the token."""
-    return 2 * config.n_layers * length * config.n_kv_heads * config.head_dim * itemsize
+    return 2 * config.n_layers * length * config.n_kv_heads * (config.head_dim * itemsize + scale_bytes)

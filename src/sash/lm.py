@@ -22,6 +22,7 @@ from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import ModelConfig
 from sash.network.decoder import Decoder
+from sash.network.sizing import check_kv, kv_numbers
 from sash.sampling import SamplingParams
 from sash.session import Session, Stream, check_ids
 from sash.text.tokenizer import Tokenizer
@@ -41,13 +42,17 @@ class LM:
         tokenizer: text to ids and back.
         name: what it was loaded as.
         chunk: tokens of a prompt that are read at once.
+        kv: what keys and values are kept as: "auto" (as they are computed), "bf16" or "int8".
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, *, name: str = "", chunk: int = 512) -> None:
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, *, name: str = "", chunk: int = 512, kv: str = "auto"
+    ) -> None:
         if chunk < 1:
             raise UsageError(f"a chunk is 1 token or more; got {chunk}")
+        check_kv(kv)
         self.config: ModelConfig = decoder.config
-        self.decoder, self.tokenizer, self.name, self.chunk = decoder, tokenizer, name, chunk
+        self.decoder, self.tokenizer, self.name, self.chunk, self.kv = decoder, tokenizer, name, chunk, kv
 
     @property
     def device(self) -> torch.device:
@@ -59,9 +64,19 @@ class LM:
         """What it computes in."""
         return self.decoder.tok_embeddings.weight.dtype
 
-    def cache(self, n_rows: int = 1) -> KVCache:
-        """An empty rolling buffer cache for `n_rows` sequences."""
-        return KVCache(self.config, n_rows, self.dtype, self.device)
+    @property
+    def kv_dtype(self) -> str:
+        """What its caches keep: the name of a dtype; int8 with a scale a token and head."""
+        return kv_numbers(self.kv, _name(self.dtype))
+
+    def cache(self, n_rows: int = 1, kv: str | None = None) -> KVCache:
+        """An empty rolling buffer cache for `n_rows` sequences; `kv` is the model's own unless told.
+
+        Raises:
+            UsageError: no rows, or a `kv` that is not known.
+            DoesNotFitError: there is no memory for it.
+        """
+        return KVCache(self.config, n_rows, self.dtype, self.device, self.kv if kv is None else kv)
 
     def with_window(self, window: int | Literal["full"] | None = None, pins: int = 0) -> LM:
         """This model over the same weights, with a forced window and pins; see `ModelConfig.with_window`.
@@ -77,14 +92,15 @@ class LM:
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype, device=self.device))
         decoder.requires_grad_(False).eval()
-        return LM(decoder, self.tokenizer, name=self.name, chunk=self.chunk)
+        return LM(decoder, self.tokenizer, name=self.name, chunk=self.chunk, kv=self.kv)
 
     # Reading: numbers about a text.
 
     def hidden(self, ids: list[int], chunk: int | None = 512) -> Iterator[Tensor]:
         """Hidden states of `ids`, chunk by chunk, each [C, D], read through the rolling buffer.
 
-        `chunk=None` reads all of it in one forward without a cache. The result does not depend on `chunk`.
+        `chunk=None` reads all of it in one forward; without a cache, unless `kv` says that one rounds keys and values,
+        which belongs to the result. The result does not depend on `chunk`.
 
         Raises:
             EmptyPromptError: no tokens.
@@ -96,9 +112,10 @@ class LM:
             raise UsageError(f"a chunk is 1 token or more, or None for one forward without a cache; got {chunk}")
         check_ids(ids, self.config.vocab_size)
         with torch.inference_mode():
-            if chunk is None:
+            if chunk is None and self.kv_dtype == _name(self.dtype):
                 yield self.decoder(Batch.pack([ids], device=self.device))
                 return
+            chunk = chunk or len(ids)
             cache = self.cache()
             row = cache.allocate()
             for start in range(0, len(ids), chunk):
@@ -219,6 +236,10 @@ class LM:
             raise EmptyPromptError("the prompt has no tokens: give some text to read")
         check_ids(ids, self.config.vocab_size)
         return ids
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 MAX_SEQUENCES = 16

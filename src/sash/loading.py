@@ -20,6 +20,7 @@ from sash.memory import available_memory
 from sash.network.config import ModelConfig
 from sash.network.decoder import Decoder
 from sash.network.shapes import n_parameters
+from sash.network.sizing import check_kv
 from sash.text.opening import from_folder, from_gguf
 from sash.text.tokenizer import Tokenizer
 
@@ -38,6 +39,7 @@ def load(
     threads: int | None = None,
     chunk: int = 512,
     attention: str = "auto",
+    kv: str = "auto",
 ) -> LM | MaskedLM:
     """Load a model.
 
@@ -51,6 +53,8 @@ def load(
         threads: CPU threads; by default as many as torch chooses.
         chunk: tokens of a prompt that are read at once.
         attention: backend, "auto", "torch" or "reference".
+        kv: what the rolling buffer keeps keys and values as: "auto" (as they are computed), "bf16", or "int8" with a
+            scale a token and head, which takes about half of the memory of bfloat16.
 
     Returns:
         An `LM`, or for an encoder such as Longformer a `MaskedLM`.
@@ -62,11 +66,9 @@ def load(
         DoesNotFitError: the weights are larger than the memory that is available.
         WindowError, PinsError, UsageError: arguments that cannot be.
     """
-    if threads is not None:
-        if threads < 1:
-            raise UsageError(f"threads counts CPU threads, so it is 1 or more; got {threads}")
-        torch.set_num_threads(threads)
+    _use_threads(threads)
     place = _device(device)
+    check_kv(kv)
     path = hub.resolve(str(name_or_path))
     with open_checkpoint(path) as checkpoint:
         description = read_description(checkpoint)
@@ -74,8 +76,10 @@ def load(
         backend = dispatch.resolve(attention, place, precision)
         tokenizer = _tokenizer(checkpoint)
         if not isinstance(description.config, ModelConfig):
-            if window is not None or pins:
-                raise UnsupportedError("window and pins are for decoders; an encoder's windows are part of its weights")
+            if window is not None or pins or kv != "auto":
+                raise UnsupportedError(
+                    "window, pins and kv are for decoders; an encoder's windows are part of its weights"
+                )
             return MaskedLM.build(description, checkpoint, tokenizer, precision, place, str(name_or_path), backend)
         config = description.config.with_window(window, pins)
         _check_memory(n_parameters(config) * precision.itemsize, place)
@@ -84,7 +88,7 @@ def load(
         raise UnsupportedError("the checkpoint did not build a decoder")
     if config.forced_window is not None:
         logger.warning("window %s is forced on this model: an ablation, not the model as it was trained", window)
-    return LM(decoder, tokenizer, name=str(name_or_path), chunk=chunk)
+    return LM(decoder, tokenizer, name=str(name_or_path), chunk=chunk, kv=kv)
 
 
 def load_decoder(name_or_path: str | Path, **options: Any) -> LM:
@@ -100,6 +104,13 @@ def load_decoder(name_or_path: str | Path, **options: Any) -> LM:
             f"sash.load({str(name_or_path)!r}).fill(text)"
         )
     return model
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads counts CPU threads, so it is 1 or more; got {threads}")
+        torch.set_num_threads(threads)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -171,7 +171,7 @@ class Session:
     def fork(self) -> Session:
         """A second session that has read the same and goes its own way; the first is untouched."""
         config = self._cache.config
-        cache = KVCache(config, 1, self._cache.dtype, self._cache.device)
+        cache = KVCache(config, 1, self._cache.dtype, self._cache.device, self._cache.kv)
         twin = Session(self._decoder, self._tokenizer, cache, chunk=self._chunk)
         cache.copy_row(twin._row, self._cache, self._row)
         twin._unread = list(self._unread)

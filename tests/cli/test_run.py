@@ -173,7 +173,7 @@ def test_statistics_are_told_below_the_answer(sash: Sash, windowed_model: Path):
         f"window 16 of {n + 5} visible directly; {relayed} only through deeper layers; {out} out of reach"
     )
     held, full = 2 * 2 * 16 * 2 * 8 * 4, 2 * 2 * (n + 5) * 2 * 8 * 4
-    assert " ".join(lines[3]) == f"KV {held / 1024:.1f} KiB (a full cache holds {full / 1024:.1f} KiB by now)"
+    assert " ".join(lines[3]) == f"KV {held / 1024:.1f} KiB, float32 (a full cache holds {full / 1024:.1f} KiB by now)"
 
 
 def test_a_forced_window_is_an_ablation_wherever_it_is_shown(sash: Sash, full_model: Path):

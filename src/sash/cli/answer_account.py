@@ -38,7 +38,7 @@ def draw_account(config: ModelConfig, stats: Statistics, finish_reason: str, aft
         speeds[0] + first,
         f"{speeds[1]}   {finish_reason}",
         f"window  {view_words(config, stats.view)}" + (f" ({ablation})" if ablation else ""),
-        f"KV      {binary(stats.kv_bytes)} (a full cache holds {binary(stats.kv_bytes_full)} by now)",
+        f"KV      {binary(stats.kv_bytes)}, {stats.kv_dtype} (a full cache holds {binary(stats.kv_bytes_full)} by now)",
     ]
     return "\n".join(lines)
 

@@ -79,6 +79,7 @@ def perplexity_command(
     ] = None,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
+    kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
     as_json: Json = False,
@@ -91,9 +92,13 @@ def perplexity_command(
         raise UsageError("--reread takes its number of tokens from --window N, and has no pins")
     if stride is not None and isinstance(size, int) and not 1 <= stride <= size:
         raise UsageError(f"--reread takes 1 to {size} predictions a reading, as many as --window; got {stride}")
+    if stride is not None and kv != "auto":
+        raise UsageError("--reread keeps no keys and values, so --kv has nothing to say there: leave one of them out")
     check_file(text)
     forced = window if stride is None else None
-    lm = options.load_lm(model, window=forced, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads)
+    lm = options.load_lm(
+        model, window=forced, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads, kv=kv
+    )
     from sash.evaluation.perplexity import perplexity, reread_perplexity
 
     ids = read_ids(lm, text, most)
@@ -105,7 +110,8 @@ def perplexity_command(
     reading = None if stride is None else {"window": size, "stride": stride}
     if as_json:
         data: dict[str, Any] = {"model": model, "text": text} | found.to_json()
-        data |= {"dtype": str(lm.dtype).removeprefix("torch."), "window": window_json(lm.config), "reread": reading}
+        data |= {"dtype": str(lm.dtype).removeprefix("torch."), "kv_dtype": None if reading else lm.kv_dtype}
+        data |= {"window": window_json(lm.config), "reread": reading}
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
         return
     _draw_perplexity(lm, found)
@@ -122,6 +128,7 @@ def _draw_perplexity(lm: LM, found: Perplexity) -> None:
         ["tokens", f"{found.n_tokens:,}"],
         ["window", windows_by_layer(lm.config)],
     ]
+    rows += [["keys and values", lm.kv_dtype]] if lm.kv != "auto" else []
     n_pins = max(pattern.pins for pattern in lm.config.patterns)
     rows += [["pins", f"{n_pins:,}"]] if n_pins else []
     typer.echo("\n".join(table(rows, right=[False, False])))

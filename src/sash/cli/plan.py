@@ -16,7 +16,7 @@ from sash.explain.labels import table
 from sash.memory import available_memory
 from sash.network.config import ModelConfig
 from sash.network.shapes import n_parameters
-from sash.network.sizing import kv_bytes
+from sash.network.sizing import KV_BYTES, check_kv, kv_bytes, kv_numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,8 @@ class Plan:
 
     Attributes:
         config: the model, a forced window included.
-        dtype: of weights and cache.
+        dtype: of weights.
+        kv: of keys and values: "int8", or as `dtype` has it.
         context: tokens of each sequence.
         batch: sequences at once.
         weights: of the whole model.
@@ -36,6 +37,7 @@ class Plan:
 
     config: ModelConfig
     dtype: Dtype
+    kv: str
     context: int
     batch: int
     weights: int
@@ -56,6 +58,7 @@ class Plan:
         return {
             "parameters": n_parameters(self.config),
             "dtype": self.dtype,
+            "kv_dtype": self.kv,
             "context": self.context,
             "batch": self.batch,
             "windows": list(self.config.windows),
@@ -66,25 +69,27 @@ class Plan:
         }
 
 
-def make_plan(config: ModelConfig, context: int, batch: int, dtype: Dtype) -> Plan:
-    """The plan for `batch` sequences of `context` tokens each.
+def make_plan(config: ModelConfig, context: int, batch: int, dtype: Dtype, kv: str = "auto") -> Plan:
+    """The plan for `batch` sequences of `context` tokens each; `kv` as `sash.load` has it.
 
     Raises:
-        UsageError: no tokens or no sequences.
+        UsageError: no tokens, no sequences, or a `kv` that is not known.
     """
     if context < 1:
         raise UsageError(f"--context counts tokens, so it is 1 or more; got {context}")
     if batch < 1:
         raise UsageError(f"--batch counts sequences, so it is 1 or more; got {batch}")
-    itemsize = ITEMSIZE[dtype]
+    check_kv(kv, "--kv")
+    numbers = kv_numbers(kv, dtype)
     return Plan(
         config=config,
         dtype=dtype,
+        kv=numbers,
         context=context,
         batch=batch,
-        weights=n_parameters(config) * itemsize,
-        kv_rolling=batch * kv_bytes(config, context, itemsize),
-        kv_full=batch * kv_bytes(config.with_window("full"), context, itemsize),
+        weights=n_parameters(config) * ITEMSIZE[dtype],
+        kv_rolling=batch * kv_bytes(config, context, *KV_BYTES[numbers]),
+        kv_full=batch * kv_bytes(config.with_window("full"), context, *KV_BYTES[numbers]),
         available=available_memory(),
     )
 
@@ -97,7 +102,7 @@ def draw_plan(plan: Plan, name: str) -> str:
     rows = [
         ["", "full cache", "rolling buffer"],
         [f"weights, {plan.dtype}", *(binary(plan.weights) for _ in kvs)],
-        [f"KV, {sequences} tokens", *(binary(kv) for kv in kvs)],
+        [f"KV, {sequences} tokens, {plan.kv}", *(binary(kv) for kv in kvs)],
         ["total", *(binary(plan.weights + kv) for kv in kvs)],
         ["", *(verdicts[plan.fits(kv)] for kv in kvs)],
     ]
@@ -124,13 +129,13 @@ def command(
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")] = None,
     window: Annotated[str | None, typer.Option("--window", metavar="N|full", help="Force a window.")] = None,
     pins: Annotated[str, typer.Option("--pins", metavar="N", help="First positions that stay visible.")] = "0",
+    kv: Annotated[str, typer.Option("--kv", help="What the cache keeps: auto (as computed), bf16 or int8.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object, sizes in bytes.")] = False,
 ) -> int:
     """Tell whether a model fits: weights and KV, full against rolling. Exits with 3 where it does not."""
     known = look_up(model)
     config = _decoder(known).with_window(parse_window(window), parse_size(pins, "--pins"))
-    plan = make_plan(
-        config, parse_size(context, "--context"), parse_size(batch, "--batch"), parse_dtype(dtype, known.dtype)
-    )
+    sizes = parse_size(context, "--context"), parse_size(batch, "--batch")
+    plan = make_plan(config, *sizes, parse_dtype(dtype, known.dtype), kv)
     typer.echo(json.dumps({"model": model} | plan.to_json(), indent=2) if as_json else draw_plan(plan, model))
     return DoesNotFitError.exit_code if plan.fits(plan.kv_rolling) is False else 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sash import hub
-from sash.cli.known_model import ITEMSIZE, KnownModel, look_up
+from sash.cli.known_model import KnownModel, look_up
 from sash.cli.window_words import windows_by_layer
 from sash.errors import TokenizerError
 from sash.explain.budget import binary, decimal
@@ -21,7 +21,7 @@ from sash.explain.labels import table
 from sash.network.config import ModelConfig
 from sash.network.encoder_config import encoder_shapes
 from sash.network.shapes import n_active_parameters, n_parameters
-from sash.network.sizing import kv_bytes
+from sash.network.sizing import KV_BYTES, kv_bytes
 
 if TYPE_CHECKING:
     from sash.checkpoint.source import Checkpoint
@@ -100,11 +100,11 @@ def _licence(checkpoint: Checkpoint, path: Path) -> str | None:
     return match[1] if match else None
 
 
-def cache_sizes(config: ModelConfig, itemsize: int) -> dict[str, dict[str, int]]:
+def cache_sizes(config: ModelConfig, numbers: str) -> dict[str, dict[str, int]]:
     """Bytes of one sequence's keys and values at several lengths, rolling and if every layer kept everything."""
-    full = config.with_window("full")
+    full, size = config.with_window("full"), KV_BYTES[numbers]
     return {
-        name: {"rolling": kv_bytes(config, length, itemsize), "full": kv_bytes(full, length, itemsize)}
+        name: {"rolling": kv_bytes(config, length, *size), "full": kv_bytes(full, length, *size)}
         for name, length in CONTEXTS.items()
     }
 
@@ -133,7 +133,8 @@ def to_json(known: KnownModel, stored: Stored | None) -> dict[str, Any]:
             "parameters": n_parameters(config),
             "active_parameters": n_active_parameters(config),
             "kv_dtype": known.dtype,
-            "kv_bytes": cache_sizes(config, ITEMSIZE[known.dtype]),
+            "kv_bytes": cache_sizes(config, known.dtype),
+            "kv_bytes_int8": cache_sizes(config, "int8"),
         }
     else:
         facts["parameters"] = sum(prod(shape) for shape in encoder_shapes(config).values())
@@ -225,9 +226,10 @@ def _attention_rows(known: KnownModel) -> list[list[str]]:
 
 
 def _cache_table(config: ModelConfig, known: KnownModel) -> list[str]:
-    sizes = cache_sizes(config, ITEMSIZE[known.dtype])
+    sizes, small = cache_sizes(config, known.dtype), cache_sizes(config, "int8")
     head = [f"KV cache, {known.dtype}", *(f"{name} tokens" for name in sizes)]
     body = [[kind, *(binary(pair[kind]) for pair in sizes.values())] for kind in ("rolling", "full")]
+    body.append(["rolling, int8", *(binary(pair["rolling"]) for pair in small.values())])
     return table([head, *body], right=[False, True, True, True])
 
 

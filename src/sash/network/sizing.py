@@ -6,7 +6,7 @@ as large as all before it together, so that a slot once written never moves: not
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from sash.attention.pattern import AttentionPattern
 from sash.errors import UsageError
@@ -22,13 +22,22 @@ KV_BYTES: dict[str, tuple[int, int]] = {"float32": (4, 0), "float16": (2, 0), "b
 """Bytes of one number of the cache, and of the scale of one key or value of a head."""
 
 
-def kv_numbers(kv: str, dtype: str, option: str = "kv") -> str:
+def check_kv(kv: str, option: str = "kv") -> None:
+    """Refuse what is not one of `KV`; `option` is what the message calls it.
+
+    Raises:
+        UsageError: no such choice.
+    """
+    if kv not in get_args(KV):
+        raise UsageError(f"{option} {kv!r} is not known: use auto, bf16 or int8")
+
+
+def kv_numbers(kv: str, dtype: str) -> str:
     """What the cache's numbers are where the network computes in `dtype`.
 
     Args:
-        kv: "auto" for `dtype` itself, "bf16" or "int8".
+        kv: one of `KV`.
         dtype: by its long name, e.g. "float32".
-        option: what the message calls it.
 
     Raises:
         UsageError: no such choice.
@@ -36,8 +45,7 @@ def kv_numbers(kv: str, dtype: str, option: str = "kv") -> str:
     >>> kv_numbers("auto", "float32"), kv_numbers("bf16", "float32"), kv_numbers("int8", "bfloat16")
     ('float32', 'bfloat16', 'int8')
     """
-    if kv not in ("auto", "bf16", "int8"):
-        raise UsageError(f"{option} {kv!r} is not known: use auto, bf16 or int8")
+    check_kv(kv)
     return {"auto": dtype, "bf16": "bfloat16", "int8": "int8"}[kv]
 
 
