@@ -79,7 +79,7 @@ inline void quantise_group(const float* x, int64_t from, int64_t to, const Form&
   f32x16 top = {};
   for (int64_t i = from; i < to; i += 16) top = max16(top, abs16(load16(x + i)));
   const float largest = top16(top), scale = largest / 127.0f;
-  const f32x16 inverse = all16(largest > 0 ? std::fmin(127.0f / largest, 3.4e38f) : 0.0f);
+  const f32x16 inverse = all16(largest >= 0x1p-119f ? 127.0f / largest : 0.0f);
   const i32x16 most = i32x16{} + 127;
   i32x16 total = {};
   for (int64_t i = from; i < to; i += 16) {

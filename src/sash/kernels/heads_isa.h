@@ -46,7 +46,7 @@ inline void keep_head(const float* x, int64_t head_dim, char* to, float* scale) 
   float largest = 0;
   for (i = 0; i < head_dim; ++i) largest = std::fmax(largest, std::fabs(x[i]));
   *scale = largest / 127.0f;
-  const float inverse = largest > 0 ? std::fmin(127.0f / largest, 3.4e38f) : 0.0f;
+  const float inverse = largest >= 0x1p-119f ? 127.0f / largest : 0.0f;  // Below, 127 / largest leaves the range.
   int8_t* out = reinterpret_cast<int8_t*>(to);
   for (i = 0; i < head_dim; i += 16) {
     const int64_t count = head_dim - i < 16 ? head_dim - i : 16;

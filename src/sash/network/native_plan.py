@@ -1,0 +1,119 @@
+"""A step as the native kernels are told of it: spans, the runs of slots that they see, and where their tokens go.
+
+Addresses are those of layer 0 and head 0 of a store; the kernels add the strides, which are in bytes (of scales: in
+numbers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sash.attention.pattern import AttentionPattern
+from sash.errors import UnsupportedError, UsageError
+from sash.kernels import native
+from sash.network.batch import Batch
+from sash.network.cache import KVCache
+from sash.network.config import RopeConfig
+from sash.network.slots import HeldRun, Placement, Vectors
+from sash.network.stores import RingStore, Store
+
+Angles = Callable[[RopeConfig, Tensor], tuple[Tensor, Tensor]]
+
+
+class NativePlan:
+    """A batch on its way through native layers; see `sash.network.step.Step`.
+
+    Attributes:
+        native: the extension's own object.
+    """
+
+    def __init__(
+        self,
+        kinds: tuple[tuple[AttentionPattern, RopeConfig], ...],
+        batch: Batch,
+        cache: KVCache | None,
+        angles: Angles,
+    ) -> None:
+        self._batch, self._cache = batch, cache
+        for span in batch.spans if cache is not None else ():
+            done = cache.lengths[span.row] if cache is not None else 0
+            if done != span.position:
+                raise UsageError(f"row {span.row} has read {done} tokens: {span.position} is not its next position")
+        if cache is not None and cache.numbers not in (torch.bfloat16, torch.int8):
+            raise UnsupportedError(f"native kernels keep keys and values as bfloat16 or int8, not {cache.numbers}")
+        int8 = cache is not None and cache.numbers == torch.int8
+        self.native: Any = native.module().Plan(len(batch.tokens_T), int8)
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._placements: dict[AttentionPattern, list[Placement]] = {}
+        for pattern, rope_config in kinds:
+            self._add_kind(pattern, rope_config, angles)
+
+    def finish(self) -> None:
+        """Note in the cache what was committed; after the last layer."""
+        if self._cache is None:
+            return
+        for span in self._batch.spans:
+            self._cache.lengths[span.row] += len(span)
+        for pattern, placements in self._placements.items():
+            for span, placement in zip(self._batch.spans, placements, strict=True):
+                self._cache.stores[pattern].mark(span.row, placement)
+
+    def _add_kind(self, pattern: AttentionPattern, rope_config: RopeConfig, angles: Angles) -> None:
+        own = angles(rope_config, self._batch.positions_T)
+        self._kept.append(own)
+        clamped = (0, 0)
+        limit = pattern.pins + (pattern.reach_back or 0)
+        if pattern.pins and max(span.position + len(span) for span in self._batch.spans) - 1 > limit:
+            # Queries past `limit` have the last pin out of their window; it is the same for all sequences.
+            turned = angles(rope_config, pattern.clamp(self._batch.positions_T, torch.tensor(pattern.pins - 1)))
+            self._kept.append(turned)
+            clamped = (turned[0].data_ptr(), turned[1].data_ptr())
+        self.native.add_kind(pattern.window or 0, pattern.pins, own[0].data_ptr(), own[1].data_ptr(), *clamped)
+        store = None if self._cache is None else self._cache.stores[pattern]
+        if store is not None and pattern not in self._placements:
+            self._placements[pattern] = [store.place(self._batch, span) for span in self._batch.spans]
+        for index, span in enumerate(self._batch.spans):
+            self.native.add_span(span.start, len(span), span.position)
+            if store is None:
+                continue
+            oldest = 0 if pattern.reach_back is None else max(0, span.position - pattern.reach_back)
+            held = store.held(span.row, span.position, oldest)
+            for run in sorted(held, key=lambda run: (run.source != "pins", run.first_position)):
+                pinned = run.source == "pins"
+                self.native.add_held(run.first_position, run.size, pinned, *_slots(store, span.row, run))
+            for token, run in self._placements[pattern][index]:
+                self.native.add_write(token, run.size, *_slots(store, span.row, run))
+
+
+def _slots(store: Store, row: int, run: HeldRun) -> tuple[int, ...]:
+    """Addresses and strides of a run of slots; see `Slots` in step.h."""
+    if isinstance(store, RingStore):
+        slots = store.ring if run.source == "ring" else store.pins
+        keys, values = _pair(slots, row)
+    else:
+        block = store.blocks[row][run.block]
+        keys, values = block[0], block[1]
+    numbers, size = keys.numbers, keys.numbers.element_size()
+    at = run.start * numbers.stride(-2) * size
+    strides = tuple(numbers.stride(axis) * size for axis in (0, 1, 2))
+    if keys.scales is None or values.scales is None:
+        return (numbers.data_ptr() + at, values.numbers.data_ptr() + at, *strides, 0, 0, 0, 0)
+    scale_at = run.start * 4
+    return (
+        numbers.data_ptr() + at,
+        values.numbers.data_ptr() + at,
+        *strides,
+        keys.scales.data_ptr() + scale_at,
+        values.scales.data_ptr() + scale_at,
+        keys.scales.stride(0),
+        keys.scales.stride(1),
+    )
+
+
+def _pair(slots: Vectors, row: int) -> tuple[Vectors, Vectors]:
+    """Keys and values of a row of all layers, [layers, G, S] vectors each."""
+    return slots[0, :, row], slots[1, :, row]
