@@ -2,6 +2,7 @@
 #include "activations_isa.h"
 #include "attention_isa.h"
 #include "heads_isa.h"
+#include "limits_isa.h"
 #include "linear_amx.h"
 #include "linear_isa.h"
 #include "table.h"

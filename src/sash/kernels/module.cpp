@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu.h"
+#include "module.h"
 #include "step.h"
 #include "table.h"
 
@@ -166,4 +167,5 @@ NB_MODULE(_sash_kernels, module) {
   bind_weights(module);
   bind_plan(module);
   bind_work(module);
+  bind_limits(module);
 }
