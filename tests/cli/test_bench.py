@@ -55,7 +55,7 @@ def test_the_table(sash: Sash, full_model: Path):
     code, out, _ = sash("bench", full_model, "-p", "5", "-n", "2", "-r", "1", "--window", "4")
     lines = out.splitlines()
     assert code == 0
-    assert "float32, window 4 in 2 of 2 layers: ready in" in lines[0]
+    assert "float32, KV float32, window 4 in 2 of 2 layers: ready in" in lines[0]
     assert "--window 4 is an ablation" in lines[1]
     assert lines[2].split() == ["tokens", "depth", "streams", "tok/s", "rounds", "limit", "reached", "bound", "by"]
     assert [line.split()[0] for line in lines[3:5]] == ["read", "write"]
@@ -74,7 +74,7 @@ def test_a_made_up_shape(sash: Sash, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(bench.SHAPES, "1b", small(bench.SHAPES["1b"]))
     code, out, _ = sash("bench", "random:1b", "-p", "4", "-n", "2", "-r", "1")
     assert code == 0
-    assert out.startswith("random:1b, bfloat16, window 4,096 in 16 of 16 layers: ready in")
+    assert out.startswith("random:1b, bfloat16, KV bfloat16, window 4,096 in 16 of 16 layers: ready in")
     assert "weights are random" in out
 
 
@@ -99,6 +99,13 @@ def test_memory_of_a_ring_is_constant(sash: Sash, windowed_model: Path):
         2 * 2 * 16 * 2 * 8 * 4
     }  # keys, values; layers, slots, heads, values, bytes
     assert all(one["resident"] is None or one["resident"] > 10_000_000 for one in found)
+
+
+def test_an_int8_cache_is_told_and_smaller(sash: Sash, windowed_model: Path):
+    _, out, _ = sash("bench", "memory", windowed_model, "-p", "10", "--kv", "int8", "--json")
+    found = json.loads(out)
+    assert found["kv_dtype"] == "int8"
+    assert {one["cache"] for one in found["footprints"]} == {2 * 2 * 16 * 2 * (8 + 4)}  # a scale of 4 bytes a head
 
 
 def test_memory_as_a_table(sash: Sash, windowed_model: Path):

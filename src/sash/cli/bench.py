@@ -99,6 +99,7 @@ class Loaded:
             "model": self.lm.name,
             "random_weights": self.lm.name.startswith(RANDOM),
             "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "kv_dtype": self.lm.kv_dtype,
             "windows": list(self.lm.config.windows),
             "load_seconds": self.seconds,
             "resident_bytes": self.resident,
@@ -107,14 +108,21 @@ class Loaded:
     def title(self) -> str:
         """A line for people."""
         held = "" if self.resident is None else f", {binary(self.resident)} resident"
-        weights = str(self.lm.dtype).removeprefix("torch.")
-        return (
-            f"{self.lm.name}, {weights}, window {windows_by_layer(self.lm.config)}: ready in {self.seconds:.1f} s{held}"
-        )
+        words = [self.lm.name, str(self.lm.dtype).removeprefix("torch."), f"KV {self.lm.kv_dtype}"]
+        words.append(f"window {windows_by_layer(self.lm.config)}")
+        return f"{', '.join(words)}: ready in {self.seconds:.1f} s{held}"
 
 
 def load(
-    model: str, *, window: str | None, pins: str, chunk: str, dtype: str | None, device: str, threads: int | None
+    model: str,
+    *,
+    window: str | None,
+    pins: str,
+    chunk: str,
+    dtype: str | None,
+    device: str,
+    kv: str,
+    threads: int | None,
 ) -> Loaded:
     """Load a model, or make one up where the name begins with `random:`. Imports torch.
 
@@ -127,13 +135,17 @@ def load(
 
     began = time.perf_counter()
     if model.startswith(RANDOM):
-        lm = _make_up(model, window=window, pins=pins, chunk=chunk, dtype=dtype, threads=threads)
+        lm = _make_up(model, window=window, pins=pins, chunk=chunk, dtype=dtype, kv=kv, threads=threads)
     else:
-        lm = options.load_lm(model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads)
+        lm = options.load_lm(
+            model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, kv=kv, threads=threads
+        )
     return Loaded(lm=lm, seconds=time.perf_counter() - began, resident=resident_memory())
 
 
-def _make_up(model: str, *, window: str | None, pins: str, chunk: str, dtype: str | None, threads: int | None) -> LM:
+def _make_up(
+    model: str, *, window: str | None, pins: str, chunk: str, dtype: str | None, kv: str, threads: int | None
+) -> LM:
     size, n_pins = options.parse_view(window, pins)
     n_chunk = parse_size(chunk, "--chunk")
     precision = parse_dtype(dtype, "bfloat16")
@@ -146,7 +158,7 @@ def _make_up(model: str, *, window: str | None, pins: str, chunk: str, dtype: st
     if threads is not None:
         torch.set_num_threads(threads)
     config = SHAPES[model.removeprefix(RANDOM)].with_window(size, n_pins)
-    return random_model(config, name=model, dtype=precision, chunk=n_chunk)
+    return random_model(config, name=model, dtype=precision, chunk=n_chunk, kv=kv)
 
 
 @app.command(name="speed")
@@ -168,6 +180,7 @@ def speed_command(
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
+    kv: options.KV = "auto",
     threads: options.Threads = None,
     as_json: Json = False,
 ) -> int:
@@ -181,13 +194,14 @@ def speed_command(
     counts = (prompts, "-p"), (depths, "-d"), (batches, "-b")
     lengths, before, streams = (parse_counts(text, option) for text, option in counts)
     from sash.evaluation.limits import measure_limits
-    from sash.evaluation.speed import Bench, Plan, kinds_of
+    from sash.evaluation.roofline import kinds_of
+    from sash.evaluation.speed import Bench, Plan
 
     plan = Plan(prompts=lengths, n_write=parse_size(n_write, "-n"), depths=before, batches=streams, rounds=rounds)
-    loaded = load(model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads)
+    loaded = load(model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, kv=kv, threads=threads)
     lines: list[Speed] = []
     with Interrupt() as interrupt, ReadingBar(plan.n_tokens, None, label="measuring") as bar:
-        limits = measure_limits(kinds_of(loaded.lm))
+        limits = measure_limits(kinds_of(loaded.lm.decoder))
         bench = Bench(loaded.lm, limits, cancelled=interrupt, progress=bar.advance)
         lines += bench.run(plan)
     if as_json:
@@ -262,6 +276,7 @@ def memory_command(
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
+    kv: options.KV = "auto",
     threads: options.Threads = None,
     as_json: Json = False,
 ) -> int:
@@ -269,7 +284,7 @@ def memory_command(
     counts = parse_counts(lengths, "-p")
     from sash.evaluation.footprint import footprints
 
-    loaded = load(model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads)
+    loaded = load(model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, kv=kv, threads=threads)
     found: list[Footprint] = []
     with Interrupt() as interrupt, ReadingBar(max(counts, default=0), None) as bar:
         found += footprints(loaded.lm, counts, cancelled=interrupt, progress=bar.advance)

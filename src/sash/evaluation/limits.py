@@ -13,6 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sash.kernels import isa, native
+from sash.kernels.limits import multiply_numbers, read_memory
+
 Kind = Literal["float32", "bf16", "int8"]
 """What numbers a matrix product multiplies."""
 
@@ -22,8 +25,11 @@ BUFFER_BYTES = 2**29
 SECONDS = 1.0
 """Time for each figure."""
 
+ROUNDS = 100_000
+"""Of the native loop that multiplies: a few milliseconds."""
+
 SHAPES = ((512, 2048, 2048), (512, 4096, 4096))
-"""Rows, inputs and outputs of the matrix products that are tried; the fastest counts."""
+"""Rows, inputs and outputs of torch's matrix products, tried where native kernels do not serve; the fastest counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,29 +59,39 @@ class Limits:
 
 
 def measure_limits(kinds: Iterable[Kind]) -> Limits:
-    """Measure the limits of this machine, with as many threads as torch has now.
+    """Measure the limits of this machine, with as many threads as the kernels have, or torch where they do not serve.
 
     Each figure is that of the fastest pass: whatever else runs here only slows passes down.
 
     Args:
         kinds: which matrix products.
     """
+    speed, source = memory_peak()
     matrix: dict[Kind, float] = {}
-    sources = {"memory": "torch.sum"}
+    sources = {"memory": source}
     for kind in dict.fromkeys(kinds):
         matrix[kind], sources[kind] = matrix_peak(kind)
-    return Limits(threads=torch.get_num_threads(), memory_read=memory_read(), matrix=matrix, sources=sources)
+    threads = native.threads() if native.available() else torch.get_num_threads()
+    return Limits(threads=threads, memory_read=speed, matrix=matrix, sources=sources)
 
 
-def memory_read() -> float:
-    """Bytes a second that all threads together read from memory."""
+def memory_peak() -> tuple[float, str]:
+    """Bytes a second that all threads together read from memory, and by what."""
     # Written to: pages that nobody has touched may all be one page of zeros.
     buffer = torch.ones(BUFFER_BYTES // 4)
-    return BUFFER_BYTES / fastest(lambda: buffer.sum(), SECONDS)
+    if native.available():
+        return BUFFER_BYTES / fastest(lambda: read_memory(buffer), SECONDS), f"native, {isa.serving_isa()}"
+    return BUFFER_BYTES / fastest(lambda: buffer.sum(), SECONDS), "torch.sum"
 
 
 def matrix_peak(kind: Kind) -> tuple[float, str]:
-    """Multiplications and additions a second, and by what."""
+    """Multiplications and additions a second, and by what.
+
+    Natively that is what the units do on registers alone; torch's products read memory, so their peak is lower.
+    """
+    if native.available() and kind != "float32":
+        operations = multiply_numbers(kind, ROUNDS)
+        return operations / fastest(lambda: multiply_numbers(kind, ROUNDS), SECONDS), f"native, {isa.serving_isa()}"
     best = 0.0
     for rows, inputs, outputs in SHAPES:
         product, source = _product(kind, rows, inputs, outputs)

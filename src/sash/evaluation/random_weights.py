@@ -80,7 +80,7 @@ class NoTokenizer(Tokenizer):
         return f"<{token_id}>".encode()
 
 
-def random_model(config: ModelConfig, *, name: str, dtype: str = "bfloat16", chunk: int = 512) -> LM:
+def random_model(config: ModelConfig, *, name: str, dtype: str = "bfloat16", chunk: int = 512, kv: str = "auto") -> LM:
     """A model of random weights.
 
     Args:
@@ -88,6 +88,7 @@ def random_model(config: ModelConfig, *, name: str, dtype: str = "bfloat16", chu
         name: what it is called.
         dtype: what to compute in.
         chunk: tokens of a prompt that are read at once.
+        kv: what keys and values are kept as, see `sash.load`.
     """
     precision, place = getattr(torch, dtype), torch.device("cpu")
     checkpoint = RandomCheckpoint(config)
@@ -96,4 +97,4 @@ def random_model(config: ModelConfig, *, name: str, dtype: str = "bfloat16", chu
     decoder = load_weights(lambda: Decoder(config, backend), description, checkpoint, precision, place)
     if not isinstance(decoder, Decoder):
         raise SashError("a decoder was wanted")
-    return LM(decoder, NoTokenizer(config.vocab_size), name=name, chunk=chunk)
+    return LM(decoder, NoTokenizer(config.vocab_size), name=name, chunk=chunk, kv=kv)

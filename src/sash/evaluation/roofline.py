@@ -10,16 +10,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from sash.evaluation.limits import Kind, Limits
+from sash.kernels.packed import PackedWeight
 from sash.network.cache import KVCache
 from sash.network.config import ModelConfig, MoEConfig
 from sash.network.decoder import Decoder
+from sash.network.fused import FusedDecoder
 from sash.network.shapes import n_active_parameters
 from sash.network.sizing import kv_slots
 
 Bound = Literal["memory", "matrix"]
+Network = Decoder | FusedDecoder
+Weight = Tensor | PackedWeight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +55,7 @@ class Work:
         return self.n_tokens / max(reading, computing), "memory" if reading > computing else "matrix"
 
 
-def reading(decoder: Decoder, n_tokens: int) -> Work:
+def reading(decoder: Network, n_tokens: int) -> Work:
     """Read a prompt from its beginning, all of it at once, and tell what comes next."""
     config = decoder.config
     return Work(
@@ -61,7 +66,7 @@ def reading(decoder: Decoder, n_tokens: int) -> Work:
     )
 
 
-def writing(decoder: Decoder, depth: int, n_streams: int, n_tokens: int, key_bytes: float) -> Work:
+def writing(decoder: Network, depth: int, n_streams: int, n_tokens: int, key_bytes: float) -> Work:
     """Write `n_tokens` in each of several streams at once, every stream having read `depth` tokens.
 
     Args:
@@ -81,20 +86,20 @@ def writing(decoder: Decoder, depth: int, n_streams: int, n_tokens: int, key_byt
     )
 
 
-def weight_bytes(decoder: Decoder, n_tokens: int) -> float:
+def weight_bytes(decoder: Network, n_tokens: int) -> float:
     """Bytes of weights that a step of `n_tokens` reads, each once, as they are stored.
 
     A token reads one row of the embedding, which is left out, unless it serves as output head. Of experts those count
     that the tokens are sent to, if the router sends them anywhere with the same chance.
     """
     total = 0.0
-    for name, tensor in _tensors(decoder):
+    for name, weight in _weights(decoder):
         if name.startswith("tok_embeddings") and not decoder.config.tied_embeddings:
             continue
         share = 1.0
         if ".experts." in name:
             share = _experts_met(decoder.config.layers[int(name.split(".")[1])].moe, n_tokens)
-        total += share * tensor.nbytes
+        total += share * weight.nbytes
     return total
 
 
@@ -104,9 +109,30 @@ def key_bytes_of(cache: KVCache) -> float:
     return cache.nbytes / slots if slots else 0.0
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+def kinds_of(decoder: Network) -> tuple[Kind, Kind]:
+    """What is multiplied in the linear maps, and in attention."""
+    sizes: dict[Kind, int] = {}
+    for _, weight in _weights(decoder):
+        if isinstance(weight, PackedWeight):
+            kind: Kind = "bf16" if weight.kind == "bf16" else "int8"
+        else:
+            kind = "float32" if weight.dtype == torch.float32 else "bf16"
+        sizes[kind] = sizes.get(kind, 0) + weight.nbytes
+    linear = max(sizes, key=lambda kind: sizes[kind])
+    return linear, "float32" if linear == "float32" else "bf16"
+
+
+def _weights(decoder: Network) -> Iterator[tuple[str, Weight]]:
+    """Every weight by its name."""
+    if isinstance(decoder, FusedDecoder):
+        yield from decoder.parts.items()
+        return
+    yield from decoder.named_parameters()
+    yield from decoder.named_buffers()
+    for name, module in decoder.named_modules():
+        packed = vars(module).get("weight")
+        if isinstance(packed, PackedWeight):
+            yield f"{name}.weight", packed
 
 
 def _experts_met(moe: MoEConfig | None, n_tokens: float) -> float:

@@ -18,8 +18,8 @@ import torch
 from sash.engine.engine import Engine
 from sash.engine.request import Request
 from sash.errors import UsageError
-from sash.evaluation.limits import Kind, Limits
-from sash.evaluation.roofline import Bound, Work, key_bytes_of, reading, writing
+from sash.evaluation.limits import Limits
+from sash.evaluation.roofline import Bound, Work, key_bytes_of, kinds_of, reading, writing
 from sash.lm import LM
 from sash.network.cache import KVCache
 from sash.sampling import SamplingParams
@@ -175,7 +175,7 @@ class Bench:
         work: Work = (
             reading(decoder, n_tokens) if task == "read" else writing(decoder, depth, n_streams, n_tokens, key_bytes)
         )
-        limit, bound = work.tokens_per_second(self.limits, *kinds_of(self.lm))
+        limit, bound = work.tokens_per_second(self.limits, *kinds_of(decoder))
         line = Speed(
             task=task, n_tokens=n_tokens, depth=depth, n_streams=n_streams, seconds=tuple(seconds), limit=limit,
             bound=bound,
@@ -262,12 +262,6 @@ class Bench:
                 self._progress(len(engine.step()))
             seconds.append(time.perf_counter() - began)
         return seconds, key_bytes_of(cache)
-
-
-def kinds_of(lm: LM) -> tuple[Kind, Kind]:
-    """What is multiplied in the linear maps, and in attention."""
-    kind: Kind = "float32" if lm.dtype == torch.float32 else "bf16"
-    return kind, kind
 
 
 def _greedy(max_tokens: int) -> SamplingParams:
