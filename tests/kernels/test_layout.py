@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sash.errors import UsageError
 from sash.kernels import layout
-from sash.kernels.packed import PackedWeight, dequantize, packed_nbytes, part_forms, rows
+from sash.kernels.packed import PackedForm, PackedWeight, dequantize, rows
 
 SIZES = st.tuples(st.integers(1, 70), st.integers(1, 200))
 
@@ -59,8 +59,8 @@ def test_the_stated_forms_are_those_of_the_packers(kind):
         "int8": layout.pack_int8(integers(-127, 127, 20, 100)),
         "int4": layout.pack_int4(integers(-8, 7, 20, 100)),
     }[kind]
-    forms = part_forms(kind, 20, 100, 32 if kind == "int4" else 0)
-    assert forms["data"] == (data.dtype, tuple(data.shape))
+    form = PackedForm(kind=kind, n=20, k=100, group=32 if kind == "int4" else 0)
+    assert form.tensors()["data"] == (data.dtype, tuple(data.shape))
 
 
 def int4_weight(n: int, k: int, group: int, *, minimum: bool) -> PackedWeight:
@@ -85,7 +85,7 @@ def test_int4_stands_for_scale_times_q_plus_minimum(group, minimum):
     assert torch.equal(dequantize(weight), wanted_NK)
     chosen_R = torch.tensor([36, 0, 17, 17])
     assert torch.equal(rows(weight, chosen_R), wanted_NK[chosen_R])
-    assert weight.nbytes == packed_nbytes("int4", 37, 130, group, minimum=minimum)
+    assert weight.nbytes == PackedForm(kind="int4", n=37, k=130, group=group, minimum=minimum).nbytes
 
 
 @pytest.mark.parametrize(

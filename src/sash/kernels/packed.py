@@ -5,6 +5,7 @@ Shape suffixes: K inputs, R chosen outputs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -22,18 +23,83 @@ GROUPS = (32, 64)
 """Inputs that may share an int4 scale."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedForm:
+    """How a weight is packed: all about it but its values.
+
+    Attributes:
+        kind: what its values are.
+        n, k: outputs and inputs, before padding.
+        group: inputs that share an int4 scale, 32 or 64; 0 for the other kinds.
+        minimum: whether each int4 group has a minimum beside its scale.
+        rotation: inputs that `rotate` mixes before they meet an int8 weight, which is stored rotated; 1 for none.
+
+    Raises:
+        UsageError: they contradict each other.
+    """
+
+    kind: Kind
+    n: int
+    k: int
+    group: int = 0
+    minimum: bool = False
+    rotation: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("bf16", "int8", "int4"):
+            raise UsageError(f"weights are packed as bf16, int8 or int4; got {self.kind!r}")
+        if self.n < 1 or self.k < 1:
+            raise UsageError(f"a weight has 1 or more outputs and inputs; got {self.n} and {self.k}")
+        if self.kind == "int4" and self.group not in GROUPS:
+            raise UsageError(f"{' or '.join(map(str, GROUPS))} inputs share an int4 scale; got {self.group}")
+        if self.kind != "int4" and (self.group or self.minimum):
+            raise UsageError(f"only int4 weights have groups and minima; got a group of {self.group} for {self.kind}")
+        block = self.rotation
+        if not 1 <= block <= MAX_ROTATION or block & (block - 1) or self.k % block:
+            raise UsageError(
+                f"a rotation mixes a power of two of inputs that divides {self.k}, up to 256; got {block}"
+            )
+        if block > 1 and self.kind != "int8":
+            raise UsageError(f"only int8 weights are rotated; got a rotation of {block} for {self.kind}")
+
+    def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Type and shape of each tensor.
+
+        >>> PackedForm(kind="int4", n=100, k=64, group=32).tensors()["scale"]
+        (torch.float16, (7, 2, 16))
+        """
+        padded_n, padded_k = layout.padded(self.n, self.k)
+        tiles = padded_n // layout.TILE
+        if self.kind == "bf16":
+            return {"data": (torch.bfloat16, (tiles, padded_k // 32, 16, 16, 2))}
+        if self.kind == "int8":
+            return {"data": (torch.int8, (tiles, padded_k // 64, 16, 16, 4)), "scale": (torch.float32, (padded_n,))}
+        groups = (torch.float16, (tiles, padded_k // self.group, 16))
+        forms = {"data": (torch.uint8, (tiles, padded_k // 64, 8, 64)), "scale": groups}
+        return forms | {"minimum": groups} if self.minimum else forms
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors.
+
+        >>> PackedForm(kind="int4", n=4096, k=4096, group=64).nbytes / (4096 * 4096)
+        0.53125
+        """
+        return sum(dtype.itemsize * prod(shape) for dtype, shape in self.tensors().values())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWeight:
     """A weight of n outputs and k inputs in the kernels' layout (see `sash.kernels.layout`).
 
     Attributes:
-        kind: what its values are.
-        n, k: outputs and inputs, before padding.
+        kind, n, k, group, rotation: see `PackedForm`.
         data: the values: bfloat16, int8, or uint8 for int4.
         scale: int8: float32 [padded outputs]; int4: float16 [tiles, groups, 16]; None for bf16.
         minimum: float16 of the shape of an int4 scale, or None: a value is scale * q + minimum.
-        group: inputs that share an int4 scale, 32 or 64; 0 for the other kinds.
-        rotation: inputs that `rotate` mixes before they meet an int8 weight, which is stored rotated; 1 for none.
+
+    Raises:
+        UsageError: tensors of another type or shape, or numbers that contradict each other.
     """
 
     kind: Kind
@@ -46,8 +112,7 @@ class PackedWeight:
     rotation: int = 1
 
     def __post_init__(self) -> None:
-        check_form(self.kind, self.n, self.k, self.group, self.rotation)
-        wanted = part_forms(self.kind, self.n, self.k, self.group, minimum=self.minimum is not None)
+        wanted = self.form.tensors()
         for name in ("data", "scale", "minimum"):
             tensor = getattr(self, name)
             if tensor is None and name not in wanted:
@@ -60,6 +125,26 @@ class PackedWeight:
                     f"{name} of a packed {self.kind} weight of {self.n} x {self.k} is {dtype} {list(shape)}, "
                     f"contiguous; got {tensor.dtype} {list(tensor.shape)}"
                 )
+
+    @classmethod
+    def of(cls, form: PackedForm, tensors: Mapping[str, Tensor]) -> PackedWeight:
+        """A weight of a form, of tensors by the names that `PackedForm.tensors` gives them."""
+        data, scale, minimum = (tensors.get(name) for name in ("data", "scale", "minimum"))
+        if data is None:
+            raise UsageError("a packed weight needs its data")
+        return cls(form.kind, form.n, form.k, data, scale, minimum, form.group, form.rotation)
+
+    @property
+    def form(self) -> PackedForm:
+        """How it is packed."""
+        return PackedForm(
+            kind=self.kind,
+            n=self.n,
+            k=self.k,
+            group=self.group,
+            minimum=self.kind == "int4" and self.minimum is not None,
+            rotation=self.rotation,
+        )
 
     @property
     def nbytes(self) -> int:
@@ -76,54 +161,9 @@ class PackedWeight:
         named = {"data": self.data, "scale": self.scale, "minimum": self.minimum}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-
-def check_form(kind: str, n: int, k: int, group: int, rotation: int) -> None:
-    """Check the numbers that say how a weight is packed.
-
-    Raises:
-        UsageError: they contradict each other.
-    """
-    if kind not in ("bf16", "int8", "int4"):
-        raise UsageError(f"weights are packed as bf16, int8 or int4; got {kind!r}")
-    if n < 1 or k < 1:
-        raise UsageError(f"a weight has 1 or more outputs and inputs; got {n} and {k}")
-    if kind == "int4" and group not in GROUPS:
-        raise UsageError(f"{' or '.join(map(str, GROUPS))} inputs share an int4 scale; got {group}")
-    if kind != "int4" and group:
-        raise UsageError(f"only int4 weights have groups; got one of {group} for {kind}")
-    if rotation < 1 or rotation > MAX_ROTATION or rotation & (rotation - 1) or k % rotation:
-        raise UsageError(f"a rotation mixes a power of two of inputs that divides {k}, at most 256; got {rotation}")
-    if rotation > 1 and kind != "int8":
-        raise UsageError(f"only int8 weights are rotated; got a rotation of {rotation} for {kind}")
-
-
-def part_forms(
-    kind: Kind, n: int, k: int, group: int = 0, *, minimum: bool = False
-) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Type and shape of each tensor of a packed weight; see `PackedWeight`.
-
-    >>> part_forms("int4", 100, 64, 32)["scale"]
-    (torch.float16, (7, 2, 16))
-    """
-    padded_n, padded_k = layout.padded(n, k)
-    tiles = padded_n // layout.TILE
-    if kind == "bf16":
-        return {"data": (torch.bfloat16, (tiles, padded_k // 32, 16, 16, 2))}
-    if kind == "int8":
-        return {"data": (torch.int8, (tiles, padded_k // 64, 16, 16, 4)), "scale": (torch.float32, (padded_n,))}
-    groups = (torch.float16, (tiles, padded_k // group, 16))
-    forms = {"data": (torch.uint8, (tiles, padded_k // 64, 8, 64)), "scale": groups}
-    return forms | {"minimum": groups} if minimum else forms
-
-
-def packed_nbytes(kind: Kind, n: int, k: int, group: int = 0, *, minimum: bool = False) -> int:
-    """Bytes of a packed weight.
-
-    >>> packed_nbytes("int4", 4096, 4096, 64) / (4096 * 4096)
-    0.53125
-    """
-    forms = part_forms(kind, n, k, group, minimum=minimum).values()
-    return sum(dtype.itemsize * prod(shape) for dtype, shape in forms)
+    def __deepcopy__(self, memo: dict[int, object]) -> PackedWeight:
+        """Itself: a packed weight never changes, so copies of a network share it."""
+        return self
 
 
 def dequantize(weight: PackedWeight) -> Tensor:

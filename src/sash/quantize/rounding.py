@@ -1,0 +1,139 @@
+"""Choosing scales: float weights to int8 rows, and to int4 groups of least squared error.
+
+Shape suffixes: N outputs, K inputs, G groups of inputs of g.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sash.errors import CheckpointError
+from sash.kernels.layout import BLOCK
+
+# What the largest value of a group is rounded to, tried in turn. Up to 8 it fits; above, it is cut off a little, so
+# that the many others lie on a finer grid.
+_LARGEST = (7.0, 7.6, 8.0, 8.4, 8.9, 9.6)
+# Steps between the least and the largest value of a group, tried in turn.
+_STEPS = (13.4, 14.2, 15.0, 15.6, 16.3)
+
+_SLICE_VALUES = 1 << 18
+"""Values that are searched at once, so that what is computed on the way stays in the processor's caches."""
+
+_HALF_MAX = 65504.0
+
+
+def int8_rows(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row to int8 with a scale of its own: largest / 127.
+
+    Returns:
+        int8 [N, K] from -127 to 127, and float32 [N].
+
+    Raises:
+        CheckpointError: a value that is not finite.
+
+    >>> q, scale = int8_rows(torch.tensor([[0.5, -1.27, 0.0], [0.0, 0.0, 0.0]]))
+    >>> q.tolist(), [round(s, 6) for s in scale.tolist()]
+    ([[50, -127, 0], [0, 0, 0]], [0.01, 0.0])
+    """
+    largest_N1 = weight_NK.abs().amax(1, keepdim=True)
+    if not bool(largest_N1.isfinite().all()):
+        raise CheckpointError("a weight has values that are not finite: the checkpoint is broken, download it again")
+    scale_N1 = largest_N1 / 127
+    q_NK = (weight_NK / torch.where(scale_N1 > 0, scale_N1, 1.0)).round_().clamp_(-127, 127)
+    return q_NK.to(torch.int8), scale_N1.squeeze(1)
+
+
+def int4_groups(weight_NK: Tensor, group: int, *, minimum: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Round groups of inputs to 16 levels: scale * q, or scale * q + minimum, with the least squared error found.
+
+    A few ranges are tried; for each, values are rounded to the levels it gives and scale (and minimum) then fitted to
+    them by least squares, as ggml's quantisers do (ggml-quants.c, `make_qx_quants` and `make_qkx2_quants`).
+
+    Args:
+        weight_NK: float32.
+        group: inputs that share a scale. The last group is filled up with zeros.
+        minimum: whether each group has a minimum.
+
+    Returns:
+        int8 [N, K] from -8 to 7, and float16 [N, G] scales and, if asked for, minima, G = K padded to 64 / group.
+
+    Raises:
+        CheckpointError: a value that is not finite, or too large for float16 scales.
+
+    >>> q, scale, _ = int4_groups(torch.tensor([[1.0, -4.0, 3.5] + [0.0] * 29]), 32, minimum=False)
+    >>> q[0, :4].tolist(), scale[0, 0].item()
+    ([2, -8, 7, 0], 0.5)
+    """
+    k = weight_NK.shape[1]
+    weight_NGg = F.pad(weight_NK, (0, -k % BLOCK)).reshape(len(weight_NK), -1, group)
+    largest = weight_NGg.abs().amax() if weight_NGg.numel() else torch.zeros(())
+    if not bool(largest < _HALF_MAX / 2):
+        raise CheckpointError("a weight has values that are too large for int4: use int8 weights")
+    search = _search_affine if minimum else _search_symmetric
+    rows = max(1, _SLICE_VALUES // max(1, weight_NGg[0].numel()))
+    found = [search(part) for part in torch.split(weight_NGg, rows)]
+    q_NGg, scale_NG, least_NG = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return q_NGg.flatten(1)[:, :k].contiguous(), scale_NG, least_NG if minimum else None
+
+
+def squared_error(weight_NK: Tensor, group: int, *, minimum: bool) -> float:
+    """Sum of squared differences between a weight and itself in int4."""
+    q_NK, scale_NG, least_NG = int4_groups(weight_NK, group, minimum=minimum)
+    k = weight_NK.shape[1]
+    back_NK = q_NK.float() * scale_NG.float().repeat_interleave(group, 1)[:, :k]
+    if least_NG is not None:
+        back_NK += least_NG.float().repeat_interleave(group, 1)[:, :k]
+    return float((back_NK - weight_NK).double().square().sum())
+
+
+def minimum_helps(weight_NK: Tensor, group: int) -> bool:
+    """Whether minima are worth their bytes.
+
+    They cost 16 / group bits a weight, and a bit more for each weight divides the squared error by 4: so they must
+    divide it by 4^(16 / group) at least, 2 for groups of 32 and 1.41 for groups of 64.
+    """
+    plain = squared_error(weight_NK, group, minimum=False)
+    return squared_error(weight_NK, group, minimum=True) * 4 ** (16 / group) < plain
+
+
+def _search_symmetric(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[n, G, g] -> q of the same shape, scales [n, G], and as many zeros."""
+    largest = weight.gather(-1, weight.abs().argmax(-1, keepdim=True))
+    scale, best = torch.zeros_like(largest), torch.full_like(largest, -1.0)
+    safe = torch.where(largest == 0, 1.0, largest)
+    for level in _LARGEST:
+        q = (weight * (-level / safe)).round_().clamp_(-8, 7)
+        along, size = (q * weight).sum(-1, keepdim=True), q.square().sum(-1, keepdim=True).clamp_min_(1)
+        gain = along.square() / size  # What is left of the squared length of `weight` is less by so much.
+        better = gain > best
+        scale, best = torch.where(better, along / size, scale), torch.where(better, gain, best)
+    scale = scale.half()
+    q = (weight / torch.where(scale == 0, 1.0, scale.float())).round_().clamp_(-8, 7)
+    return q.to(torch.int8), scale.squeeze(-1), torch.zeros_like(scale).squeeze(-1)
+
+
+def _search_affine(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[n, G, g] -> q of the same shape, scales and minima [n, G] each."""
+    low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+    middle, reach = (low + high) / 2, (high - low).clamp_min(1e-30)
+    count, total = weight.shape[-1], weight.sum(-1, keepdim=True)
+    scale, least = torch.zeros_like(low), middle
+    best = (weight - middle).square().sum(-1, keepdim=True)
+    for steps in _STEPS:
+        q = ((weight - middle) * (steps / reach) + 7.5).round_().clamp_(0, 15)
+        sum_q, sum_qq = q.sum(-1, keepdim=True), q.square().sum(-1, keepdim=True)
+        sum_qw = (q * weight).sum(-1, keepdim=True)
+        spread = count * sum_qq - sum_q.square()
+        some = spread > 0
+        fitted = torch.where(some, (count * sum_qw - total * sum_q) / torch.where(some, spread, 1.0), 0.0)
+        offset = (total - fitted * sum_q) / count
+        error = (weight - fitted * q - offset).square().sum(-1, keepdim=True)
+        better = error < best
+        scale, least = torch.where(better, fitted, scale), torch.where(better, offset, least)
+        best = torch.where(better, error, best)
+    half_scale, half_least = scale.half(), (least + 8 * scale).half()
+    safe = torch.where(half_scale == 0, 1.0, half_scale.float())
+    q = ((weight - half_least.float()) / safe).round_().clamp_(-8, 7)
+    return torch.where(half_scale == 0, 0.0, q).to(torch.int8), half_scale.squeeze(-1), half_least.squeeze(-1)
