@@ -136,6 +136,31 @@ def test_a_windowed_session_stays_as_small_as_its_window() -> None:
     assert sizes == {kv_bytes(lm.config, 0, 4)}
 
 
+@pytest.mark.parametrize(("kv", "of_a_head"), [("int8", 8 + 4), ("bf16", 2 * 8)])
+def test_a_cache_that_rounds_is_kept_wherever_the_model_goes(kv: str, of_a_head: int) -> None:
+    plain = make_lm()
+    lm = LM(plain.decoder, plain.tokenizer, chunk=16, kv=kv)
+    assert lm.cache().nbytes == lm.with_window().cache().nbytes == lm.session().fork().nbytes
+    assert lm.cache().nbytes == 2 * ((9 + 2) + 5) * 2 * of_a_head
+    assert lm.cache(kv="auto").nbytes == plain.cache().nbytes == lm.cache(kv="int8").nbytes // (8 + 4) * 4 * 8
+    stats = lm.generate(TEXT, **GREEDY).stats
+    assert stats.kv_dtype == {"int8": "int8", "bf16": "bfloat16"}[kv]
+    assert stats.kv_bytes == kv_bytes(lm.config, stats.view.length, *lm.cache().number_bytes)
+    ids = lm.tokenizer.encode(TEXT)
+    exact, whole = plain.logits(ids), lm.logits(ids, chunk=None)
+    assert (whole - exact).abs().max() > 1e-3
+    for chunk in (1, 7):
+        # A float that differs in its last bit may round to the next number, so that a few logits differ a little.
+        apart = (lm.logits(ids, chunk) - whole).abs()
+        assert apart.mean() < 0.1 * (whole - exact).abs().mean()
+
+
+def test_what_is_kept_is_one_of_three() -> None:
+    plain = make_lm()
+    with pytest.raises(UsageError, match="kv 'fp8' is not known"):
+        LM(plain.decoder, plain.tokenizer, kv="fp8")
+
+
 def test_a_conversation_reads_only_what_is_new() -> None:
     lm = make_lm()
     chat = lm.conversation("Be brief.")

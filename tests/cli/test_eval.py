@@ -52,6 +52,18 @@ def test_window_and_pins_are_labelled(sash: Sash, full_model: Path, text: Path):
     assert float(rows["perplexity"]) == pytest.approx(perplexity(lm, lm.tokenizer.encode(TEXT)).perplexity, rel=1e-3)
 
 
+def test_what_the_cache_keeps_shows_in_the_figures(sash: Sash, windowed_model: Path, text: Path):
+    flags = ["eval", "perplexity", windowed_model, "--text", text]
+    plain = json.loads(sash(*flags, "--json")[1])
+    found = json.loads(sash(*flags, "--kv", "int8", "--json")[1])
+    assert (plain["kv_dtype"], found["kv_dtype"]) == ("float32", "int8")
+    assert 0 < abs(found["nll"] - plain["nll"]) < 0.02
+    assert "keys and values  int8" in sash(*flags, "--kv", "int8")[1]
+    code, out, err = sash(*flags, "--window", "8", "--reread", "4", "--kv", "int8")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "--reread keeps no keys and values" in err
+
+
 def test_re_reading(sash: Sash, full_model: Path, text: Path):
     flags = ["--window", "8", "--reread", "4", "--json"]
     _, out, _ = sash("eval", "perplexity", full_model, "--text", text, *flags)

@@ -37,9 +37,10 @@ def sash(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
     return run
 
 
+@pytest.mark.parametrize("kv", ["auto", "bf16", "int8"])
 @pytest.mark.parametrize("window", [None, "full"])
 @pytest.mark.parametrize("context", [1000, 1025, 2500])
-def test_the_figures_are_the_bytes_that_are_held(context: int, window: None):
+def test_the_figures_are_the_bytes_that_are_held(context: int, window: None, kv: str):
     windowed, full = AttentionPattern(window=48, pins=3), AttentionPattern()
     config = ModelConfig(
         architecture="small",
@@ -51,10 +52,10 @@ def test_the_figures_are_the_bytes_that_are_held(context: int, window: None):
         hidden_dim=16,
         layers=tuple(LayerConfig(pattern=pattern) for pattern in (windowed, windowed, full)),
     )
-    plan = make_plan(config, context, batch=2, dtype="float32")
+    plan = make_plan(config, context, batch=2, dtype="float32", kv=kv)
     asked = config.with_window(window)
     decoder = Decoder(asked).requires_grad_(False)
-    cache = KVCache(asked, n_rows=2)
+    cache = KVCache(asked, n_rows=2, kv=kv)
     rows = [cache.allocate(), cache.allocate()]
     for start in range(0, context, 500):
         ids = torch.arange(start, min(start + 500, context)).remainder(30).tolist()
@@ -72,6 +73,15 @@ def test_mistral_7b_at_128k(sash: Run):
     assert data["rolling"]["kv_bytes"] == 4 * 512 * 2**20
     assert data["full"]["kv_bytes"] == 4 * 16 * 2**30
     assert (data["full"]["fits"], data["rolling"]["fits"]) == (False, True)
+
+
+def test_int8_keys_and_values_take_a_little_more_than_half(sash: Run):
+    _, out, _ = sash("plan", "mistral-7b", "--context", "128K", "--kv", "int8", "--json")
+    data = json.loads(out)
+    assert (data["dtype"], data["kv_dtype"]) == ("bfloat16", "int8")
+    assert data["weights_bytes"] == 2 * 7_241_732_096
+    assert data["rolling"]["kv_bytes"] == 512 * 2**20 * (128 + 4) // 256
+    assert "tokens, int8" in sash("plan", "mistral-7b", "--kv", "int8")[1]
 
 
 def test_the_table_says_what_fits(sash: Run):
@@ -115,6 +125,7 @@ def test_a_system_that_does_not_tell_its_memory(sash: Run, monkeypatch: pytest.M
         (["mistral-7b", "--context", "long"], 2, "--context"),
         (["mistral-7b", "--batch", "0"], 2, "--batch"),
         (["mistral-7b", "--dtype", "int8"], 2, "int8"),
+        (["mistral-7b", "--kv", "float32"], 2, "--kv"),
         (["mistral-7b", "--window", "0"], 10, "window of 0"),
         (["mistral-7b", "--pins", "5K"], 12, "5120 pins"),
         (["mixtral-8x7b", "--pins", "1"], 12, "no window"),

@@ -176,6 +176,17 @@ def test_statistics_are_told_below_the_answer(sash: Sash, windowed_model: Path):
     assert " ".join(lines[3]) == f"KV {held / 1024:.1f} KiB, float32 (a full cache holds {full / 1024:.1f} KiB by now)"
 
 
+@pytest.mark.parametrize(("kv", "dtype", "of_a_head"), [("int8", "int8", 8 + 4), ("bf16", "bfloat16", 2 * 8)])
+def test_the_cache_keeps_what_was_asked_for(sash: Sash, windowed_model: Path, kv: str, dtype: str, of_a_head: int):
+    plain = result(sash, windowed_model, TEXT, "--raw", *GREEDY)
+    found = result(sash, windowed_model, TEXT, "--raw", *GREEDY, "--kv", kv)
+    assert (plain["stats"]["kv_dtype"], found["stats"]["kv_dtype"]) == ("float32", dtype)
+    assert found["stats"]["kv_bytes"] == 2 * 2 * 16 * 2 * of_a_head
+    length = found["window"]["visible"]["length"]
+    assert found["stats"]["kv_bytes_full"] == 2 * 2 * length * 2 * of_a_head
+    assert plain["stats"]["kv_bytes"] == 2 * 2 * 16 * 2 * 4 * 8
+
+
 def test_a_forced_window_is_an_ablation_wherever_it_is_shown(sash: Sash, full_model: Path):
     found = result(sash, full_model, TEXT, "--raw", *GREEDY, "--window", "8", "--pins", "2")
     assert found["window"]["ablation"] is True
@@ -241,6 +252,7 @@ def broken(tmp_path: Path) -> Path:
         (["MODEL", "hi", "--overflow", "wrap"], 2, "slide or error"),
         (["MODEL", "hi", "--chunk", "0"], 2, "--chunk"),
         (["MODEL", "hi", "--dtype", "int3"], 2, "int3"),
+        (["MODEL", "hi", "--kv", "int4"], 2, "--kv 'int4' is not known: use auto, bf16 or int8"),
         (["MODEL", "hi", "--device", "abacus"], 2, "abacus"),
         (["MODEL", "-f", "-", "-f", "-"], 2, "once"),
     ],

@@ -46,6 +46,8 @@ def test_the_json_has_the_same_figures_as_the_files(sash: Sash, windowed_model: 
     assert found["stored_dtypes"] == {"F32": n_weights}
     assert found["kv_bytes"]["128K"]["rolling"] == found["kv_bytes"]["4K"]["rolling"] == 2 * 2 * 16 * 2 * 8 * 4
     assert found["kv_bytes"]["32K"]["full"] == 2 * 2 * 32_768 * 2 * 8 * 4
+    assert found["kv_bytes_int8"]["128K"]["rolling"] == 2 * 2 * 16 * 2 * (8 + 4)
+    assert found["kv_bytes_int8"]["32K"]["full"] == 2 * 2 * 32_768 * 2 * (8 + 4)
     assert found["chat_template"] is True
     assert found["notes"] == []
 
