@@ -11,11 +11,11 @@ from sash.kernels import native
 from sash.kernels.limits import multiply_numbers, read_memory
 
 needs_native = pytest.mark.skipif(not native.available(), reason="no native kernels serve here")
-PIECE = 2**20
+PIECE = 2**18
 
 
 def checksum(data: np.ndarray) -> int:
-    """Of each piece of 1 MiB, the exclusive or of its lines of 64 bytes as digits to the base of 31; their sum."""
+    """Of each piece of 256 KiB, the exclusive or of its lines of 64 bytes as digits to the base of 31; their sum."""
     total = 0
     for start in range(0, len(data), PIECE):
         lines = data[start : start + PIECE].view(np.uint32).reshape(-1, 16)
@@ -27,7 +27,7 @@ def checksum(data: np.ndarray) -> int:
 
 
 @needs_native
-@pytest.mark.parametrize("n_bytes", [1024, 5 * 1024, PIECE, 3 * PIECE + 2048])
+@pytest.mark.parametrize("n_bytes", [512, 5 * 1024, PIECE, 3 * PIECE + 5632])
 def test_every_byte_is_read_once(n_bytes: int):
     data = torch.randint(0, 256, (n_bytes,), dtype=torch.uint8, generator=torch.Generator().manual_seed(n_bytes))
     assert read_memory(data) == checksum(data.numpy())
@@ -49,5 +49,5 @@ def test_operations_grow_with_rounds_and_threads(kind: str):
 
 
 def test_odd_sizes_are_refused():
-    with pytest.raises(UsageError, match="1024 bytes"):
+    with pytest.raises(UsageError, match="512 bytes"):
         read_memory(torch.zeros(100, dtype=torch.uint8))

@@ -31,9 +31,9 @@ const LimitTable& limits_of(Isa isa) {
   }
 }
 
-// Memory is handed out to threads by pieces of 1 MiB.
+// Memory is handed out to threads by pieces of 256 KiB.
 uint64_t read_memory(const char* data, int64_t n_bytes) {
-  constexpr int64_t kPiece = 1 << 20;
+  constexpr int64_t kPiece = 1 << 18;
   const LimitTable& table = limits_of(best_isa());
   std::atomic<uint64_t> result{0};
   Pool::shared().run([&](Team& team) {

@@ -9,7 +9,7 @@ namespace sash {
 enum class Numbers : int { bf16 = 0, int8 = 1 };
 
 struct LimitTable {
-  // Reads all bytes, a multiple of 1,024 from a multiple of 64 on; the result depends on each, so that none is left out.
+  // Reads all bytes, a multiple of 512; the result depends on each, so that none is left out.
   uint64_t (*read_memory)(const char* data, int64_t n_bytes);
   // Multiplies and adds numbers of a kind `rounds` times over in registers, on the way that the kernels take with this
   // instruction set. Returns how many multiplications and additions that were.

@@ -9,7 +9,7 @@ from torch import Tensor
 from sash.errors import UsageError
 from sash.kernels import native
 
-PIECE = 1024
+PIECE = 512
 """Bytes that memory is read by; a tensor's number of bytes is a multiple of it."""
 
 
