@@ -84,6 +84,13 @@ def test_a_machine_reads_and_multiplies():
     assert set(found.sources) == {"memory", "int8", "bf16"}
 
 
+def test_the_better_of_two_measurements_counts():
+    faster = Limits(threads=1, memory_read=3.0, matrix={"bf16": 1.0}, sources={})
+    slower = Limits(threads=1, memory_read=2.0, matrix={"bf16": 4.0}, sources={})
+    best = Limits(threads=1, memory_read=3.0, matrix={"bf16": 4.0}, sources={})
+    assert faster.best_of(slower) == slower.best_of(faster) == best
+
+
 def test_random_weights_are_the_same_at_each_reading():
     config = small_config([WINDOWED])
     one, two = RandomCheckpoint(config), RandomCheckpoint(config)
@@ -109,13 +116,13 @@ def test_every_round_writes_from_the_same_depth():
     lm = random_model(small_config([WINDOWED, FULL]), name="random", dtype="float32", chunk=4)
     plan = Plan(prompts=(3, 9), n_write=5, depths=(10, 0), batches=(2,), rounds=2)
     counted: list[int] = []
-    lines = list(Bench(lm, ONES, progress=counted.append).run(plan))
+    lines = list(Bench(lm, progress=counted.append).run(plan))
     assert [(line.task, line.n_tokens, line.depth, line.n_streams, len(line.seconds)) for line in lines] == [
         ("read", 3, 0, 1, 2), ("read", 9, 0, 1, 2), ("write", 5, 0, 2, 2), ("write", 5, 10, 2, 2),
     ]  # fmt: skip
     assert sum(counted) == plan.n_tokens == 2 * (3 + 9) + 10 + 2 * 2 * 2 * 5
     shallow, deep = lines[2:]
-    assert shallow.limit > deep.limit
+    assert shallow.limit(ONES) > deep.limit(ONES)
 
 
 def test_a_cancelled_line_keeps_its_finished_rounds():
@@ -123,7 +130,7 @@ def test_a_cancelled_line_keeps_its_finished_rounds():
     steps = iter(range(1000))
     # The warm-up takes 3 + 1 steps (16 tokens by 4, then 2 written), a round of reading 8 tokens takes 2.
     plan = Plan(prompts=(8,), n_write=0, depths=(0,), batches=(1,), rounds=5)
-    lines = list(Bench(lm, ONES, cancelled=lambda: next(steps) >= 6 + 2 * 2 + 1).run(plan))
+    lines = list(Bench(lm, cancelled=lambda: next(steps) >= 6 + 2 * 2 + 1).run(plan))
     assert [len(line.seconds) for line in lines] == [2]
 
 

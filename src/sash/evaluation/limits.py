@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -47,6 +47,14 @@ class Limits:
     memory_read: float
     matrix: dict[Kind, float]
     sources: dict[str, str]
+
+    def best_of(self, other: Limits) -> Limits:
+        """The higher of each figure of two measurements of the same kinds."""
+        return replace(
+            self,
+            memory_read=max(self.memory_read, other.memory_read),
+            matrix={kind: max(peak, other.matrix[kind]) for kind, peak in self.matrix.items()},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -18,7 +18,7 @@ import torch
 from sash.engine.engine import Engine
 from sash.engine.request import Request
 from sash.errors import UsageError
-from sash.evaluation.limits import Limits
+from sash.evaluation.limits import Kind, Limits
 from sash.evaluation.roofline import Bound, Work, key_bytes_of, kinds_of, reading, writing
 from sash.lm import LM
 from sash.network.cache import KVCache
@@ -77,8 +77,8 @@ class Speed:
         task: "read" a prompt of `n_tokens`, or "write" `n_tokens` in each stream.
         n_tokens, depth, n_streams: see `Plan`.
         seconds: of each round.
-        limit: tokens a second that the machine allows at most.
-        bound: what bounds them.
+        work: what a round has to do at least.
+        kinds: what is multiplied in the linear maps, and in attention.
     """
 
     task: Literal["read", "write"]
@@ -86,8 +86,8 @@ class Speed:
     depth: int
     n_streams: int
     seconds: tuple[float, ...]
-    limit: float
-    bound: Bound
+    work: Work
+    kinds: tuple[Kind, Kind]
 
     @property
     def speeds(self) -> tuple[float, ...]:
@@ -99,8 +99,13 @@ class Speed:
         """Tokens a second of the median round."""
         return statistics.median(self.speeds)
 
-    def to_json(self) -> dict[str, Any]:
+    def limit(self, limits: Limits) -> tuple[float, Bound]:
+        """Tokens a second that a machine allows at most, and what bounds them."""
+        return self.work.tokens_per_second(limits, *self.kinds)
+
+    def to_json(self, limits: Limits) -> dict[str, Any]:
         """Plain values; speeds are tokens a second."""
+        limit, bound = self.limit(limits)
         return {
             "task": self.task,
             "tokens": self.n_tokens,
@@ -110,9 +115,9 @@ class Speed:
             "speed": self.median,
             "speed_min": min(self.speeds),
             "speed_max": max(self.speeds),
-            "limit": self.limit,
-            "of_limit": self.median / self.limit,
-            "bound": self.bound,
+            "limit": limit,
+            "of_limit": self.median / limit,
+            "bound": bound,
         }
 
 
@@ -121,13 +126,11 @@ class Bench:
 
     Attributes:
         lm: the model.
-        limits: of this machine, of the kinds that `kinds_of` names.
     """
 
     def __init__(
         self,
         lm: LM,
-        limits: Limits,
         *,
         cancelled: Callable[[], bool] = lambda: False,
         progress: Callable[[int], None] = lambda count: None,
@@ -135,11 +138,11 @@ class Bench:
         """Get ready.
 
         Args:
-            lm, limits: see the class.
+            lm: the model.
             cancelled: asked between two steps; True ends the measurement.
             progress: called with the number of tokens that were read or written since the last call.
         """
-        self.lm, self.limits = lm, limits
+        self.lm = lm
         self._cancelled, self._progress = cancelled, progress
         self._generator = torch.Generator().manual_seed(SEED)
 
@@ -172,13 +175,10 @@ class Bench:
         if not seconds:
             return
         decoder = self.lm.decoder
-        work: Work = (
-            reading(decoder, n_tokens) if task == "read" else writing(decoder, depth, n_streams, n_tokens, key_bytes)
-        )
-        limit, bound = work.tokens_per_second(self.limits, *kinds_of(decoder))
+        work = reading(decoder, n_tokens) if task == "read" else writing(decoder, depth, n_streams, n_tokens, key_bytes)
         line = Speed(
-            task=task, n_tokens=n_tokens, depth=depth, n_streams=n_streams, seconds=tuple(seconds), limit=limit,
-            bound=bound,
+            task=task, n_tokens=n_tokens, depth=depth, n_streams=n_streams, seconds=tuple(seconds), work=work,
+            kinds=kinds_of(decoder),
         )  # fmt: skip
         logger.info("%s %d tokens, depth %d, %d streams: %.2f tok/s", task, n_tokens, depth, n_streams, line.median)
         yield line
