@@ -24,7 +24,7 @@ CONFIGURE = $(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspat
 MODELS  := gemma-3-270m smollm2-135m-instruct
 CHAPTERS := examples/emma_chapters_1_to_5.txt
 
-.PHONY: help run test kernels test-isas test-properties test-models test-large lint bench docs clean
+.PHONY: help run test kernels test-isas test-properties test-models test-large lint bench rivals docs clean
 
 help:
 	@echo 'make run          a real sliding-window model reads five chapters of Emma and writes on'
@@ -35,7 +35,8 @@ help:
 	@echo 'make test-models  the tests on the real checkpoints of the catalogue (pulled once, 325 MB)'
 	@echo 'make test-large   the tests that need 24 GiB of memory'
 	@echo 'make lint         ruff and mypy'
-	@echo 'make bench        every benchmark; a table each'
+	@echo 'make bench        every benchmark but the rivals; a table each'
+	@echo 'make rivals       Sash against transformers, vLLM, llama.cpp and OpenVINO (installs them: 10 GB, an hour or two)'
 	@echo 'make docs         write docs/cli.md anew and check the links of the pages'
 	@echo 'make clean        remove .venv, build and caches (pulled models stay; see sash rm)'
 
@@ -99,7 +100,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(sort $(filter-out benchmarks/rivals.py,$(wildcard benchmarks/*.py))); do echo "== $$script"; $(BIN)/python $$script; done
+
+rivals: $(STAMP)
+	$(BIN)/python benchmarks/rivals.py
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate_cli.py
