@@ -33,10 +33,8 @@ class Work:
 
     def speeds(self, answer: dict[str, Any]) -> dict[str, float]:
         """Tokens a second by what they are called."""
-        found = {self.writes: answer["written"] / answer["write_seconds"]}
-        if self.reads is not None:
-            found[self.reads] = self.n_streams * self.n_prompt / answer["read_seconds"]
-        return found
+        found = {} if self.reads is None else {self.reads: self.n_streams * self.n_prompt / answer["read_seconds"]}
+        return found | {self.writes: answer["written"] / answer["write_seconds"]}
 
 
 class Field:

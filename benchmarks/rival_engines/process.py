@@ -99,7 +99,7 @@ class Worker:
         if not line:
             self._process.wait()
             said = self.log.read_text(errors="replace").strip().splitlines()
-            raise EngineFailed(f"{self.contestant.name}: {said[-1] if said else 'ended'} (see {self.log})")
+            raise EngineFailed(f"{said[-1] if said else 'it ended'} (see {self.log})")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
