@@ -64,12 +64,12 @@ def dequantize_blocks(blocks: Tensor, kind: str) -> Tensor:
     return _READERS[kind](blocks)
 
 
-def _half(blocks: Tensor, at: int) -> Tensor:
+def half(blocks: Tensor, at: int) -> Tensor:
     """The half-precision number at byte `at` of each block: float32 [n, 1]."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
-def _nibbles(packed: Tensor) -> Tensor:
+def nibbles(packed: Tensor) -> Tensor:
     """[n, groups, width] bytes as [n, groups, 2, width]: low nibbles, then high ones."""
     return torch.stack((packed & 15, packed >> 4), dim=2)
 
@@ -97,44 +97,44 @@ def _bf16(blocks: Tensor) -> Tensor:
 
 def _q4_0(blocks: Tensor) -> Tensor:
     # d[2] q[16]
-    q = _nibbles(blocks[:, None, 2:18]).view(torch.int8) - 8
-    return q.reshape(-1, 32).float().mul_(_half(blocks, 0))
+    q = nibbles(blocks[:, None, 2:18]).view(torch.int8) - 8
+    return q.reshape(-1, 32).float().mul_(half(blocks, 0))
 
 
 def _q4_1(blocks: Tensor) -> Tensor:
     # d[2] m[2] q[16]
-    q = _nibbles(blocks[:, None, 4:20])
-    return q.reshape(-1, 32).float().mul_(_half(blocks, 0)).add_(_half(blocks, 2))
+    q = nibbles(blocks[:, None, 4:20])
+    return q.reshape(-1, 32).float().mul_(half(blocks, 0)).add_(half(blocks, 2))
 
 
 def _five_bits(fifth: Tensor, low: Tensor) -> Tensor:
     """Values of 5 bits: [n, 4] bytes, a bit a value in order, over [n, 16] bytes of nibbles: [n, 32]."""
     high = _planes(fifth[:, :, None], 1).view(-1, 32)
-    return _nibbles(low[:, None]).view(-1, 32) | high << 4
+    return nibbles(low[:, None]).view(-1, 32) | high << 4
 
 
 def _q5_0(blocks: Tensor) -> Tensor:
     # d[2] fifth[4] q[16]
     q = _five_bits(blocks[:, 2:6], blocks[:, 6:22]).view(torch.int8) - 16
-    return q.float().mul_(_half(blocks, 0))
+    return q.float().mul_(half(blocks, 0))
 
 
 def _q5_1(blocks: Tensor) -> Tensor:
     # d[2] m[2] fifth[4] q[16]
     q = _five_bits(blocks[:, 4:8], blocks[:, 8:24])
-    return q.float().mul_(_half(blocks, 0)).add_(_half(blocks, 2))
+    return q.float().mul_(half(blocks, 0)).add_(half(blocks, 2))
 
 
 def _q8_0(blocks: Tensor) -> Tensor:
     # d[2] q[32], signed
-    return blocks[:, 2:34].view(torch.int8).float().mul_(_half(blocks, 0))
+    return blocks[:, 2:34].view(torch.int8).float().mul_(half(blocks, 0))
 
 
 def _q2_k(blocks: Tensor) -> Tensor:
     # scale and minimum[16], a nibble each; q[64], 2 bits each; d[2] dmin[2]
     scales = blocks[:, :16]
-    d = ((scales & 15).float() * _half(blocks, 80))[:, :, None]
-    m = ((scales >> 4).float() * _half(blocks, 82))[:, :, None]
+    d = ((scales & 15).float() * half(blocks, 80))[:, :, None]
+    m = ((scales >> 4).float() * half(blocks, 82))[:, :, None]
     q = _planes(blocks[:, 16:80].reshape(-1, 2, 32), 2).view(-1, 16, 16)
     return q.float().mul_(d).sub_(m).view(-1, 256)
 
@@ -142,17 +142,17 @@ def _q2_k(blocks: Tensor) -> Tensor:
 def _q3_k(blocks: Tensor) -> Tensor:
     # high[32], a bit a value; q[64], 2 bits each; scales[12], 6 bits each; d[2]
     packed = blocks[:, 96:108]
-    low = _nibbles(packed[:, None, :8]).view(-1, 16)
+    low = nibbles(packed[:, None, :8]).view(-1, 16)
     high = _planes(packed[:, None, 8:], 2).view(-1, 16)
     scales = (low | high << 4).view(torch.int8) - 32
-    d = (scales.float() * _half(blocks, 108))[:, :, None]
+    d = (scales.float() * half(blocks, 108))[:, :, None]
     two = _planes(blocks[:, 32:96].reshape(-1, 2, 32), 2).view(-1, 16, 16)
     third = _planes(blocks[:, None, :32], 1).view(-1, 16, 16)
     q = (two | third << 2).view(torch.int8) - 4  # A high bit that is not set stands for -4.
     return q.float().mul_(d).view(-1, 256)
 
 
-def _scales_and_minima(blocks: Tensor) -> tuple[Tensor, Tensor]:
+def scales_and_minima(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """The head of Q4_K and Q5_K, d[2] dmin[2] packed[12], as scales and minima, float32 [n, 8, 1] each.
 
     Eight scales and eight minima of 6 bits: the first four of each are whole bytes without their two high bits, which
@@ -161,28 +161,28 @@ def _scales_and_minima(blocks: Tensor) -> tuple[Tensor, Tensor]:
     first_d, first_m, last = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = torch.cat((first_d & 63, last & 15 | first_d >> 2 & 48), dim=1)
     minima = torch.cat((first_m & 63, last >> 4 | first_m >> 2 & 48), dim=1)
-    return (scales.float() * _half(blocks, 0))[:, :, None], (minima.float() * _half(blocks, 2))[:, :, None]
+    return (scales.float() * half(blocks, 0))[:, :, None], (minima.float() * half(blocks, 2))[:, :, None]
 
 
 def _q4_k(blocks: Tensor) -> Tensor:
     # d[2] dmin[2] packed[12] q[128]
-    d, m = _scales_and_minima(blocks)
-    q = _nibbles(blocks[:, 16:144].reshape(-1, 4, 32)).view(-1, 8, 32)
+    d, m = scales_and_minima(blocks)
+    q = nibbles(blocks[:, 16:144].reshape(-1, 4, 32)).view(-1, 8, 32)
     return q.float().mul_(d).sub_(m).view(-1, 256)
 
 
 def _q5_k(blocks: Tensor) -> Tensor:
     # d[2] dmin[2] packed[12] fifth[32], a bit a value; q[128]
-    d, m = _scales_and_minima(blocks)
+    d, m = scales_and_minima(blocks)
     fifth = _planes(blocks[:, None, 16:48], 1).view(-1, 8, 32)
-    q = _nibbles(blocks[:, 48:176].reshape(-1, 4, 32)).view(-1, 8, 32) | fifth << 4
+    q = nibbles(blocks[:, 48:176].reshape(-1, 4, 32)).view(-1, 8, 32) | fifth << 4
     return q.float().mul_(d).sub_(m).view(-1, 256)
 
 
 def _q6_k(blocks: Tensor) -> Tensor:
     # q[128], low nibbles; high[64], 2 bits each; scales[16], signed; d[2]
-    d = (blocks[:, 192:208].view(torch.int8).float() * _half(blocks, 208))[:, :, None]
-    low = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).view(-1, 8, 32)
+    d = (blocks[:, 192:208].view(torch.int8).float() * half(blocks, 208))[:, :, None]
+    low = nibbles(blocks[:, :128].reshape(-1, 2, 64)).view(-1, 8, 32)
     high = _planes(blocks[:, 128:192].reshape(-1, 2, 32), 2).view(-1, 8, 32)
     q = (low | high << 4).view(torch.int8) - 32
     return q.view(-1, 16, 16).float().mul_(d).view(-1, 256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from sash.checkpoint.binary_file import BinaryFile
 from sash.checkpoint.dequantize import SLICE_VALUES, check_supported, dequantize_blocks
 from sash.checkpoint.ggml_types import BY_NAME
 from sash.checkpoint.stored import StoredTensor
+from sash.errors import CheckpointError
 
 # Types whose bytes torch can use as they stand. BOOL is not among them: a byte of 2 is no truth value to torch.
 PLAIN: Mapping[str, torch.dtype] = {
@@ -52,6 +54,50 @@ def read_tensor(file: BinaryFile, stored: StoredTensor, dtype: torch.dtype | Non
     if plain is not None or stored.dtype == "BOOL":
         return _convert(file, stored, dtype)
     return _dequantize(file, stored, torch.float32 if dtype is None else dtype)
+
+
+def read_rows(file: BinaryFile, stored: StoredTensor, first: int, count: int) -> Tensor:
+    """Some rows of a tensor as float32, [count, last dimension]; all dimensions but the last count as one.
+
+    They are read by position, so that no page of a mapped file becomes resident.
+
+    Args:
+        file: which holds it.
+        stored: its entry, checked against the file.
+        first: the first row.
+        count: how many.
+
+    Raises:
+        CheckpointError: the file has changed or cannot be read.
+        UnsupportedError: a storage type that cannot be dequantised, or no numbers.
+    """
+    raw = read_row_bytes(file, stored, first, count)
+    plain = PLAIN.get(stored.dtype)
+    if plain is not None:
+        return raw.view(plain).float()
+    check_supported(stored.dtype)
+    kind = BY_NAME[stored.dtype]
+    blocks = raw.view(-1, kind.nbytes)
+    out = torch.empty(count, stored.shape[-1])
+    flat, step = out.view(-1, kind.block), SLICE_VALUES // kind.block
+    for at in range(0, len(blocks), step):
+        flat[at : at + step] = dequantize_blocks(blocks[at : at + step], stored.dtype)
+    return out
+
+
+def read_row_bytes(file: BinaryFile, stored: StoredTensor, first: int, count: int) -> Tensor:
+    """The bytes of some rows as the file has them, uint8 [count, bytes a row]; see `read_rows`.
+
+    Raises:
+        CheckpointError: there are no such rows, the file has changed, or it cannot be read.
+    """
+    n_rows = prod(stored.shape[:-1])
+    if not 0 <= first <= first + count <= n_rows:
+        raise CheckpointError(f"tensor {stored.name} has {n_rows} rows, and not those from {first} to {first + count}")
+    width = stored.nbytes // n_rows if n_rows else 0
+    raw = torch.empty(count, width, dtype=torch.uint8)
+    _fetch(file, stored.offset + first * width, raw.view(-1))
+    return raw
 
 
 def _view(file: BinaryFile, stored: StoredTensor, plain: torch.dtype) -> Tensor:

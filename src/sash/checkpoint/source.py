@@ -120,6 +120,25 @@ class Checkpoint:
         file, stored = self._entry(name)
         return read_tensor(file, stored, dtype)
 
+    def read_rows(self, name: str, first: int, count: int) -> Tensor:
+        """Some rows of a tensor as float32, [count, last dimension]; all dimensions but the last count as one.
+
+        Raises:
+            CheckpointError: there is no such tensor, it has no such rows, or the file changed since it was opened.
+            UnsupportedError: a quantisation that is not read.
+        """
+        from sash.checkpoint.reading import read_rows
+
+        file, stored = self._entry(name)
+        return read_rows(file, stored, first, count)
+
+    def read_row_bytes(self, name: str, first: int, count: int) -> Tensor:
+        """The bytes of some rows of a tensor as they are stored, uint8 [count, bytes a row]; see `read_rows`."""
+        from sash.checkpoint.reading import read_row_bytes
+
+        file, stored = self._entry(name)
+        return read_row_bytes(file, stored, first, count)
+
     def close(self) -> None:
         """Let go of the files. Tensors that were read stay valid."""
         for file in self._files:

@@ -18,7 +18,7 @@ _LARGEST = (7.0, 7.6, 8.0, 8.4, 8.9, 9.6)
 # Steps between the least and the largest value of a group, tried in turn.
 _STEPS = (13.4, 14.2, 15.0, 15.6, 16.3)
 
-_SLICE_VALUES = 1 << 18
+_SLICE_VALUES = 1 << 17
 """Values that are searched at once, so that what is computed on the way stays in the processor's caches."""
 
 _HALF_MAX = 65504.0
@@ -103,14 +103,16 @@ def _search_symmetric(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     largest = weight.gather(-1, weight.abs().argmax(-1, keepdim=True))
     scale, best = torch.zeros_like(largest), torch.full_like(largest, -1.0)
     safe = torch.where(largest == 0, 1.0, largest)
+    q, scratch = torch.empty_like(weight), torch.empty_like(weight)
     for level in _LARGEST:
-        q = (weight * (-level / safe)).round_().clamp_(-8, 7)
-        along, size = (q * weight).sum(-1, keepdim=True), q.square().sum(-1, keepdim=True).clamp_min_(1)
+        torch.mul(weight, -level / safe, out=q).round_().clamp_(-8, 7)
+        along = torch.mul(q, weight, out=scratch).sum(-1, keepdim=True)
+        size = torch.mul(q, q, out=scratch).sum(-1, keepdim=True).clamp_min_(1)
         gain = along.square() / size  # What is left of the squared length of `weight` is less by so much.
         better = gain > best
         scale, best = torch.where(better, along / size, scale), torch.where(better, gain, best)
     scale = scale.half()
-    q = (weight / torch.where(scale == 0, 1.0, scale.float())).round_().clamp_(-8, 7)
+    torch.div(weight, torch.where(scale == 0, 1.0, scale.float()), out=q).round_().clamp_(-8, 7)
     return q.to(torch.int8), scale.squeeze(-1), torch.zeros_like(scale).squeeze(-1)
 
 
@@ -118,22 +120,23 @@ def _search_affine(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[n, G, g] -> q of the same shape, scales and minima [n, G] each."""
     low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
     middle, reach = (low + high) / 2, (high - low).clamp_min(1e-30)
-    count, total = weight.shape[-1], weight.sum(-1, keepdim=True)
-    scale, least = torch.zeros_like(low), middle
-    best = (weight - middle).square().sum(-1, keepdim=True)
+    centred = weight - middle
+    count, total = weight.shape[-1], centred.sum(-1, keepdim=True)
+    scale, least, best = torch.zeros_like(low), middle, torch.zeros_like(low)
+    q, scratch = torch.empty_like(weight), torch.empty_like(weight)
     for steps in _STEPS:
-        q = ((weight - middle) * (steps / reach) + 7.5).round_().clamp_(0, 15)
-        sum_q, sum_qq = q.sum(-1, keepdim=True), q.square().sum(-1, keepdim=True)
-        sum_qw = (q * weight).sum(-1, keepdim=True)
-        spread = count * sum_qq - sum_q.square()
+        torch.mul(centred, steps / reach, out=q).add_(7.5).round_().clamp_(0, 15)
+        sum_q = q.sum(-1, keepdim=True)
+        sum_qw = torch.mul(q, centred, out=scratch).sum(-1, keepdim=True)
+        spread = count * torch.mul(q, q, out=scratch).sum(-1, keepdim=True) - sum_q.square()
         some = spread > 0
         fitted = torch.where(some, (count * sum_qw - total * sum_q) / torch.where(some, spread, 1.0), 0.0)
         offset = (total - fitted * sum_q) / count
-        error = (weight - fitted * q - offset).square().sum(-1, keepdim=True)
-        better = error < best
-        scale, least = torch.where(better, fitted, scale), torch.where(better, offset, least)
-        best = torch.where(better, error, best)
+        gain = fitted * sum_qw + offset * total  # By so much is what is left less than the squared length.
+        better = gain > best
+        scale, least = torch.where(better, fitted, scale), torch.where(better, offset + middle, least)
+        best = torch.where(better, gain, best)
     half_scale, half_least = scale.half(), (least + 8 * scale).half()
-    safe = torch.where(half_scale == 0, 1.0, half_scale.float())
-    q = ((weight - half_least.float()) / safe).round_().clamp_(-8, 7)
-    return torch.where(half_scale == 0, 0.0, q).to(torch.int8), half_scale.squeeze(-1), half_least.squeeze(-1)
+    safe = torch.where(half_scale == 0, torch.inf, half_scale.float())
+    torch.sub(weight, half_least.float(), out=q).div_(safe).round_().clamp_(-8, 7)
+    return q.to(torch.int8), half_scale.squeeze(-1), half_least.squeeze(-1)
