@@ -107,7 +107,7 @@ def test_int4_stands_for_scale_times_q_plus_minimum(group, minimum):
         ({"data": torch.zeros(1, 1, 16, 16, 4)}, "float32"),
         ({"data": torch.zeros(1, 1, 16, 64, dtype=torch.int8)}, "16, 16, 4"),
         ({"kind": "int4", "rotation": 1, "group": 48}, "share an int4 scale"),
-        ({"kind": "int4", "group": 32}, "only int8 weights are rotated"),
+        ({"kind": "int4", "group": 32}, "only int8 and int4m weights are rotated"),
     ],
 )
 def test_a_packed_weight_that_contradicts_itself_is_refused(change, word):

@@ -35,10 +35,29 @@ inline f32x16 hadamard16(f32x16 x) {
   const f32x16 sign2 = {1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1};
   const f32x16 sign4 = {1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1};
   const f32x16 sign8 = {1, 1, 1, 1, 1, 1, 1, 1, -1, -1, -1, -1, -1, -1, -1, -1};
-  x = x * sign1 + __builtin_shuffle(x, by1);
-  x = x * sign2 + __builtin_shuffle(x, by2);
-  x = x * sign4 + __builtin_shuffle(x, by4);
-  return x * sign8 + __builtin_shuffle(x, by8);
+  x = fma16(x, sign1, __builtin_shuffle(x, by1));
+  x = fma16(x, sign2, __builtin_shuffle(x, by2));
+  x = fma16(x, sign4, __builtin_shuffle(x, by4));
+  return fma16(x, sign8, __builtin_shuffle(x, by8));
+}
+
+// One block of 16 `count` values.
+template <int64_t count>
+inline void rotate_block(float* x, float factor) {
+  f32x16 lanes[count];
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < count; ++i) lanes[i] = hadamard16(load16(x + 16 * i));
+#pragma GCC unroll 4
+  for (int64_t width = 1; width < count; width *= 2)
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < count; ++i)
+      if (!(i & width)) {
+        const f32x16 a = lanes[i], b = lanes[i + width];
+        lanes[i] = a + b;
+        lanes[i + width] = a - b;
+      }
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < count; ++i) store16(x + 16 * i, lanes[i] * all16(factor));
 }
 
 // The block Hadamard transform, divided by sqrt(block), in place; k is a multiple of `block`.
@@ -58,45 +77,39 @@ inline void rotate(float* x, int64_t k, int64_t block) {
     }
     return;
   }
-  f32x16 lanes[16];
-  const int64_t count = block / 16;
-  for (int64_t from = 0; from < k; from += block) {
-    for (int64_t i = 0; i < count; ++i) lanes[i] = hadamard16(load16(x + from + 16 * i));
-    for (int64_t width = 1; width < count; width *= 2)
-      for (int64_t i = 0; i < count; ++i)
-        if (!(i & width)) {
-          const f32x16 a = lanes[i], b = lanes[i + width];
-          lanes[i] = a + b;
-          lanes[i + width] = a - b;
-        }
-    for (int64_t i = 0; i < count; ++i) store16(x + from + 16 * i, lanes[i] * all16(factor));
-  }
+  for (int64_t from = 0; from < k; from += block) switch (block / 16) {
+      case 1: rotate_block<1>(x + from, factor); break;
+      case 2: rotate_block<2>(x + from, factor); break;
+      case 4: rotate_block<4>(x + from, factor); break;
+      case 8: rotate_block<8>(x + from, factor); break;
+      default: rotate_block<16>(x + from, factor);
+    }
 }
 
-// Rounds inputs [from, to) of a row to int8 by their largest magnitude; both ends are multiples of 32.
-inline void quantise_group(const float* x, int64_t from, int64_t to, const Form& form, const Rows& rows, int64_t row,
-                           int64_t group) {
+inline float largest_of(const float* x, int64_t from, int64_t upto) {
   f32x16 top = {};
-  for (int64_t i = from; i < to; i += 16) top = max16(top, abs16(load16(x + i)));
-  const float largest = top16(top), scale = largest / 127.0f;
+  for (int64_t i = from; i < upto; i += 16) top = max16(top, abs16(load16(x + i)));
+  return top16(top);
+}
+
+// Rounds inputs [from, upto) of a row to int8, and returns their sum; both ends are multiples of 32.
+inline int32_t round_inputs(const float* x, int64_t from, int64_t upto, float largest, char* to) {
+  // Below the bound 127 / largest would leave the range of float32.
   const f32x16 inverse = all16(largest >= 0x1p-119f ? 127.0f / largest : 0.0f);
   const i32x16 most = i32x16{} + 127;
   i32x16 total = {};
-  for (int64_t i = from; i < to; i += 16) {
+  for (int64_t i = from; i < upto; i += 16) {
     i32x16 q = __builtin_convertvector(round16(load16(x + i) * inverse), i32x16);
     q = q > most ? most : q;
     q = q < -most ? -most : q;
     total += q;
     typedef int8_t i8x16 __attribute__((vector_size(16)));
     const i8x16 narrow = __builtin_convertvector(q, i8x16);
-    std::memcpy(rows.at(form, row, i / 64) + i % 64, &narrow, 16);
+    std::memcpy(to + i / 64 * (kTile * 64) + i % 64, &narrow, 16);
   }
   int32_t sum = 0;
   for (int lane = 0; lane < 16; ++lane) sum += total[lane];
-  const int64_t at = row * form.groups + group;
-  rows.scale[at] = scale;
-  rows.sum[at] = sum;
-  rows.scaled_sum[at] = scale * static_cast<float>(sum);
+  return sum;
 }
 
 // Prepares one row: `x` holds form.k floats. `scratch` has room for padded_k floats.
@@ -109,17 +122,24 @@ inline void prepare_row(const float* x, const Norm* norm, const Form& form, cons
   }
   for (int64_t i = form.k; i < form.padded_k; ++i) scratch[i] = 0;
   if (form.kind == Kind::bf16) {
+    char* to = rows.at(form, row, 0);
     for (int64_t i = 0; i < form.padded_k; i += 16)
-      store_bf16(reinterpret_cast<uint16_t*>(rows.at(form, row, i / 32) + i % 32 * 2), load16(scratch + i));
+      store_bf16(reinterpret_cast<uint16_t*>(to + i / 32 * (kTile * 64) + i % 32 * 2), load16(scratch + i));
     return;
   }
-  if (form.kind == Kind::int8) {
-    rotate(scratch, form.k, form.rotation);
-    quantise_group(scratch, 0, form.padded_k, form, rows, row, 0);
-    return;
+  rotate(scratch, form.k, form.rotation);
+  char* to = rows.at(form, row, 0);
+  const int64_t size = form.padded_k / form.groups;
+  float largest = form.scale_groups == 1 ? largest_of(scratch, 0, form.padded_k) : 0;
+  for (int64_t group = 0; group < form.groups; ++group) {
+    const int64_t from = group * size, at = Rows::index(form.groups, row, group);
+    if (form.scale_groups > 1) largest = largest_of(scratch, from, from + size);
+    rows.sum[at] = round_inputs(scratch, from, from + size, largest, to);
+    if (form.scale_groups == 1 && group > 0) continue;
+    const int64_t scale_at = Rows::index(form.scale_groups, row, group);
+    rows.scale[scale_at] = largest / 127.0f;
+    rows.scaled_sum[scale_at] = rows.scale[scale_at] * static_cast<float>(rows.sum[at]);
   }
-  for (int64_t group = 0; group < form.groups; ++group)
-    quantise_group(scratch, group * form.group, (group + 1) * form.group, form, rows, row, group);
 }
 
 // Rows that fill up the last tile: zeros, so that products with them are zeros.
@@ -127,8 +147,10 @@ inline void clear_rows(const Form& form, const Rows& rows, int64_t from, int64_t
   for (int64_t row = from; row < to; ++row) {
     for (int64_t block = 0; block < form.row_bytes() / 64; ++block) std::memset(rows.at(form, row, block), 0, 64);
     for (int64_t group = 0; group < form.groups; ++group) {
-      rows.scale[row * form.groups + group] = rows.scaled_sum[row * form.groups + group] = 0;
-      rows.sum[row * form.groups + group] = 0;
+      rows.sum[Rows::index(form.groups, row, group)] = 0;
+      if (group >= form.scale_groups) continue;
+      const int64_t at = Rows::index(form.scale_groups, row, group);
+      rows.scale[at] = rows.scaled_sum[at] = 0;
     }
   }
 }

@@ -17,18 +17,21 @@ struct Linear {
   Kind kind;
   int64_t n, k;                    // Outputs and inputs before padding.
   const void* data;
-  const float* scale8 = nullptr;   // int8: one an output.
+  const float* scale8 = nullptr;   // int8, and int4 with multipliers: one an output.
   const uint16_t* scale4 = nullptr;  // int4: float16 [tile][group][16].
   const uint16_t* minimum = nullptr;
-  int64_t group = 0;               // int4: inputs that share a scale.
-  int64_t rotation = 1;            // int8: inputs that are mixed before they meet the weight.
+  const int8_t* multiplier = nullptr;  // int4 with a float32 scale an output: [tile][group][16], -15 to 16.
+  int64_t group = 0;               // int4: inputs that share a scale or a multiplier.
+  int64_t rotation = 1;            // Inputs that are mixed before they meet the weight.
   const float* bias = nullptr;
 
   int64_t tiles() const { return ceil_div(n, kTile); }
   int64_t padded_k() const { return ceil_div(k, kBlock) * kBlock; }
   // Blocks of 64 bytes a row: what one step of a tile product takes.
   int64_t blocks() const { return kind == Kind::bf16 ? padded_k() / 32 : padded_k() / 64; }
+  // Groups of inputs whose sums of activations count, and groups that have a scale of their own.
   int64_t groups() const { return kind == Kind::int4 ? padded_k() / group : 1; }
+  int64_t scale_groups() const { return multiplier != nullptr ? 1 : groups(); }
   int64_t tile_bytes() const { return blocks() * (kind == Kind::int4 ? 512 : 1024); }
   const char* tile(int64_t index) const { return static_cast<const char*>(data) + index * tile_bytes(); }
 };
@@ -36,16 +39,17 @@ struct Linear {
 // What a row of activations is prepared for; linears of one form share prepared rows.
 struct Form {
   Kind kind;
-  int64_t k, padded_k, group, groups, rotation;
+  int64_t k, padded_k, group, groups, scale_groups, rotation;
 
   explicit Form(const Linear& linear)
       : kind(linear.kind), k(linear.k), padded_k(linear.padded_k()), group(linear.group), groups(linear.groups()),
-        rotation(linear.rotation) {}
+        scale_groups(linear.scale_groups()), rotation(linear.rotation) {}
   int64_t row_bytes() const { return kind == Kind::bf16 ? padded_k * 2 : padded_k; }
 };
 
 // Prepared rows: values in tiles of 16 rows, [tile][block of 64 bytes][row][64 bytes]; integers have for each row and
-// group a scale, the sum of the quantised values, and their product.
+// group a scale, the sum of the quantised values, and their product, [tile][group][row]. Where one scale serves a whole
+// row, it is that of group 0 of one.
 struct Rows {
   char* values = nullptr;
   float* scale = nullptr;
@@ -66,6 +70,9 @@ struct Rows {
     rows.scaled_sum = reinterpret_cast<float*>(memory + each);
     rows.sum = reinterpret_cast<int32_t*>(memory + 2 * each);
     return rows;
+  }
+  static int64_t index(int64_t groups, int64_t row, int64_t group) {
+    return (row / kTile * groups + group) * kTile + row % kTile;
   }
   char* at(const Form& form, int64_t row, int64_t block) const {
     const int64_t blocks = form.row_bytes() / 64;

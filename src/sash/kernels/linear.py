@@ -5,6 +5,7 @@ order, so a row comes out the same bit for bit, whatever company it has in a bat
 
 - int8: weights have a scale for each output, activations (rotated first, see `rotate`) one for each token:
   y[t, n] = float(dot[t, n]) * (sx[t] * sw[n]).
+- int4m: as int8, the weight being q times its group's multiplier, which is again an int8.
 - int4: weights have a scale, and perhaps a minimum, for each output and group of inputs, activations a scale for each
   token and group. Over the groups g in ascending order: acc = fma(float(dot[t, n, g]), sx[t, g] * sw[n, g], acc). With
   minima a second sum runs beside it: low = fma(minimum[n, g], sx[t, g] * float(sum[t, g]), low), sum being that of the
@@ -52,7 +53,7 @@ def linear_twin(x_TK: Tensor, weight: PackedWeight) -> Tensor:
     """`linear` by torch alone: slower, and what the native kernels are held against."""
     if weight.kind == "bf16":
         return _bf16(x_TK, weight)
-    if weight.kind == "int8":
+    if weight.kind in ("int8", "int4m"):
         return _int8(x_TK, weight)
     return _int4(x_TK, weight)
 
@@ -72,13 +73,23 @@ def _int8(x_TK: Tensor, weight: PackedWeight) -> Tensor:
     q_TK, scale_T1 = quantize_activations(rotate(x_TK, weight.rotation))
     x_TK, parts = q_TK.float(), []
     tiles = max(1, _SCRATCH_VALUES // (layout.TILE * x_TK.shape[1]))
-    for data in torch.split(weight.data, tiles):
-        w_NK = layout.unpack_int8(data, data.shape[0] * layout.TILE, x_TK.shape[1]).float()
+    for first in range(0, weight.tiles, tiles):
+        w_NK = _integers(weight, slice(first, first + tiles), x_TK.shape[1])
         dot_TN = torch.zeros(len(x_TK), len(w_NK), dtype=torch.int32, device=x_TK.device)
         for x_Tk, w_Nk in zip(*(torch.split(side, _EXACT_INPUTS, 1) for side in (x_TK, w_NK)), strict=True):
             dot_TN += (x_Tk @ w_Nk.T).int()
         parts.append(dot_TN.float())
     return (torch.cat(parts, dim=1) * (scale_T1 * scale_N))[:, : weight.n].contiguous()
+
+
+def _integers(weight: PackedWeight, tiles: slice, k: int) -> Tensor:
+    """The integers that an output's scale is for, float32 [N, K padded]."""
+    data = weight.data[tiles]
+    n = len(data) * layout.TILE
+    if weight.multiplier is None:
+        return layout.unpack_int8(data, n, k).float()
+    multiplier_NG = layout.unpack_groups(weight.multiplier[tiles], n).float()
+    return layout.unpack_int4(data, n, k).float() * multiplier_NG.repeat_interleave(weight.group, 1)
 
 
 def _int4(x_TK: Tensor, weight: PackedWeight) -> Tensor:

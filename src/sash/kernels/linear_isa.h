@@ -100,7 +100,7 @@ inline f32x16 minima(const Linear& linear, int64_t tile, const Rows& rows, int64
   const uint16_t* minimum = linear.minimum + tile * groups * kTile;
   f32x16 low = {};
   for (int64_t group = 0; group < groups; ++group)
-    low = fma16(all16(rows.scaled_sum[row * groups + group]), load16_f16(minimum + group * kTile), low);
+    low = fma16(all16(rows.scaled_sum[Rows::index(groups, row, group)]), load16_f16(minimum + group * kTile), low);
   return low;
 }
 
@@ -127,7 +127,7 @@ inline void tile_int4(const Linear& linear, const char* weights, int64_t tile, c
     const int64_t group = block * halves;
     const f32x16 scale = load16_f16(scales + group * kTile);
     for (int64_t i = 0; i < n; ++i) {
-      const int64_t at = (row + i) * groups + group;
+      const int64_t at = Rows::index(groups, row + i, group), after = at + kTile;
       if (halves == 1) {
         join(low[i], high[i]);
         sum[i] = fma16(as_float(low[i].total(8, rows.sum[at])), all16(rows.scale[at]) * scale, sum[i]);
@@ -135,10 +135,48 @@ inline void tile_int4(const Linear& linear, const char* weights, int64_t tile, c
       }
       sum[i] = fma16(as_float(low[i].total(8, rows.sum[at])), all16(rows.scale[at]) * scale, sum[i]);
       const f32x16 next = load16_f16(scales + (group + 1) * kTile);
-      sum[i] = fma16(as_float(high[i].total(8, rows.sum[at + 1])), all16(rows.scale[at + 1]) * next, sum[i]);
+      sum[i] = fma16(as_float(high[i].total(8, rows.sum[after])), all16(rows.scale[after]) * next, sum[i]);
     }
   }
   for (int64_t i = 0; i < n; ++i) out[i] = linear.minimum ? sum[i] + minima(linear, tile, rows, row + i) : sum[i];
+}
+
+// The same with integer multipliers: all sums are of integers, so they are those of an int8 weight, (q - 8) * multiplier.
+template <int64_t n>
+inline void tile_multiplied(const Linear& linear, const char* weights, int64_t tile, const Rows& rows, const Form& form,
+                            int64_t row, f32x16* out) {
+  const int64_t groups = linear.groups(), halves = 64 / linear.group;
+  const int8_t* multipliers = linear.multiplier + tile * groups * kTile;
+  i32x16 sum[n] = {};
+  for (int64_t block = 0; block < linear.blocks(); ++block) {
+    const char* x[n];
+    for (int64_t i = 0; i < n; ++i) x[i] = rows.at(form, row + i, block);
+    Quads low[n], high[n];
+    for (int j = 0; j < 8; ++j) {
+      const char* line = weights + block * 512 + j * 64;
+      prefetch(line + kAhead);
+      Line first, second;
+      lines4(line, first, second);
+      for (int64_t i = 0; i < n; ++i) {
+        multiply(low[i], first, x[i] + j * 4);
+        multiply(high[i], second, x[i] + j * 4 + 32);
+      }
+    }
+    const int64_t group = block * halves;
+    const i32x16 multiplier = load16_i8(multipliers + group * kTile);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t at = Rows::index(groups, row + i, group);
+      if (halves == 1) {
+        join(low[i], high[i]);
+        sum[i] += low[i].total(8, rows.sum[at]) * multiplier;
+        continue;
+      }
+      sum[i] += low[i].total(8, rows.sum[at]) * multiplier;
+      sum[i] += high[i].total(8, rows.sum[at + kTile]) * load16_i8(multipliers + (group + 1) * kTile);
+    }
+  }
+  const f32x16 scale = load16(linear.scale8 + tile * kTile);
+  for (int64_t i = 0; i < n; ++i) out[i] = as_float(sum[i]) * (all16(rows.scale[row + i]) * scale);
 }
 
 template <int64_t n>
@@ -149,6 +187,8 @@ inline void tile_rows(const Product& product, const Form& form, int64_t tile, in
     tile_bf16<n>(linear, weights, product.rows, form, row, out);
   } else if (linear.kind == Kind::int8) {
     tile_int8<n>(linear, weights, tile, product.rows, form, row, out);
+  } else if (linear.multiplier != nullptr) {
+    tile_multiplied<n>(linear, weights, tile, product.rows, form, row, out);
   } else {
     tile_int4<n>(linear, weights, tile, product.rows, form, row, out);
   }

@@ -46,12 +46,14 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-Linear linear_of(int kind, int64_t n, int64_t k, uintptr_t data, uintptr_t scale, uintptr_t minimum, int64_t group,
-                 int64_t rotation, uintptr_t bias) {
+Linear linear_of(int kind, int64_t n, int64_t k, uintptr_t data, uintptr_t scale, uintptr_t minimum,
+                 uintptr_t multiplier, int64_t group, int64_t rotation, uintptr_t bias) {
   Linear linear{static_cast<Kind>(kind), n, k, at<const void>(data)};
-  if (linear.kind == Kind::int8) linear.scale8 = at<const float>(scale);
-  if (linear.kind == Kind::int4) linear.scale4 = at<const uint16_t>(scale);
+  const bool by_output = linear.kind == Kind::int8 || multiplier != 0;
+  if (by_output) linear.scale8 = at<const float>(scale);
+  if (linear.kind == Kind::int4 && !by_output) linear.scale4 = at<const uint16_t>(scale);
   linear.minimum = at<const uint16_t>(minimum);
+  linear.multiplier = at<const int8_t>(multiplier);
   linear.group = group;
   linear.rotation = rotation;
   linear.bias = at<const float>(bias);
@@ -69,9 +71,9 @@ Slots slots_of(uintptr_t keys, uintptr_t values, int64_t layer_stride, int64_t h
 
 void bind_weights(nb::module_& module) {
   nb::class_<Linear>(module, "Linear").def(nb::new_([](int kind, int64_t n, int64_t k, uintptr_t data, uintptr_t scale,
-                                                       uintptr_t minimum, int64_t group, int64_t rotation,
-                                                       uintptr_t bias) {
-    return new Linear(linear_of(kind, n, k, data, scale, minimum, group, rotation, bias));
+                                                       uintptr_t minimum, uintptr_t multiplier, int64_t group,
+                                                       int64_t rotation, uintptr_t bias) {
+    return new Linear(linear_of(kind, n, k, data, scale, minimum, multiplier, group, rotation, bias));
   }));
   nb::class_<Norm>(module, "Norm").def(nb::new_([](uintptr_t weight, float eps) { return new Norm(norm_of(weight, eps)); }));
   nb::class_<FeedForward>(module, "FeedForward")

@@ -5,6 +5,7 @@ Every handle keeps the tensors that it points into alive. Float32 in, float32 ou
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ from sash.errors import UnsupportedError, UsageError
 from sash.kernels import isa
 from sash.kernels.packed import PackedWeight
 
-_KINDS = {"bf16": 0, "int8": 1, "int4": 2}
+_KINDS = {"bf16": 0, "int8": 1, "int4": 2, "int4m": 2}
 
 
 def available() -> bool:
@@ -24,8 +25,9 @@ def available() -> bool:
     return isa.serving_isa() != isa.NONE
 
 
+@cache
 def module() -> ModuleType:
-    """The extension module.
+    """The extension module; the instruction set that serves is settled here, once a process.
 
     Raises:
         UnsupportedError: no native kernels serve here.
@@ -78,6 +80,7 @@ class Linear:
             address(weight.data),
             address(weight.scale),
             address(weight.minimum),
+            address(weight.multiplier),
             weight.group,
             weight.rotation,
             address(self.bias),

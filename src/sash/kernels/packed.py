@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,10 +17,19 @@ from sash.errors import UsageError
 from sash.kernels import layout
 from sash.kernels.activations import MAX_ROTATION, rotate
 
-Kind = Literal["bf16", "int8", "int4"]
+Kind = Literal["bf16", "int8", "int4", "int4m"]
+"""What a weight's values are; `int4m` is int4 whose groups have integer multipliers instead of scales."""
+
+INT4: tuple[Kind, ...] = ("int4", "int4m")
+
+MULTIPLIERS = (-15, 16)
+"""The least and the largest multiplier of an int4m group: q is -8 to 7, and their product still a value of int8."""
 
 GROUPS = (32, 64)
 """Inputs that may share an int4 scale."""
+
+
+_TENSORS = ("data", "scale", "minimum", "multiplier")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +39,10 @@ class PackedForm:
     Attributes:
         kind: what its values are.
         n, k: outputs and inputs, before padding.
-        group: inputs that share an int4 scale, 32 or 64; 0 for the other kinds.
+        group: inputs that share an int4 scale or an int4m multiplier, 32 or 64; 0 for the other kinds.
         minimum: whether each int4 group has a minimum beside its scale.
-        rotation: inputs that `rotate` mixes before they meet an int8 weight, which is stored rotated; 1 for none.
+        rotation: inputs that `rotate` mixes before they meet an int8 or int4m weight, which is stored rotated; 1 for
+            none.
 
     Raises:
         UsageError: they contradict each other.
@@ -46,21 +56,21 @@ class PackedForm:
     rotation: int = 1
 
     def __post_init__(self) -> None:
-        if self.kind not in ("bf16", "int8", "int4"):
-            raise UsageError(f"weights are packed as bf16, int8 or int4; got {self.kind!r}")
+        if self.kind not in get_args(Kind):
+            raise UsageError(f"weights are packed as {', '.join(get_args(Kind))}; got {self.kind!r}")
         if self.n < 1 or self.k < 1:
             raise UsageError(f"a weight has 1 or more outputs and inputs; got {self.n} and {self.k}")
-        if self.kind == "int4" and self.group not in GROUPS:
+        if self.kind in INT4 and self.group not in GROUPS:
             raise UsageError(f"{' or '.join(map(str, GROUPS))} inputs share an int4 scale; got {self.group}")
-        if self.kind != "int4" and (self.group or self.minimum):
-            raise UsageError(f"only int4 weights have groups and minima; got a group of {self.group} for {self.kind}")
+        if self.kind not in INT4 and self.group:
+            raise UsageError(f"only int4 weights have groups; got one of {self.group} for {self.kind}")
+        if self.kind != "int4" and self.minimum:
+            raise UsageError(f"only int4 weights have minima, and {self.kind} is another kind")
         block = self.rotation
         if not 1 <= block <= MAX_ROTATION or block & (block - 1) or self.k % block:
-            raise UsageError(
-                f"a rotation mixes a power of two of inputs that divides {self.k}, up to 256; got {block}"
-            )
-        if block > 1 and self.kind != "int8":
-            raise UsageError(f"only int8 weights are rotated; got a rotation of {block} for {self.kind}")
+            raise UsageError(f"a rotation mixes a power of two of inputs that divides {self.k}, up to 256; got {block}")
+        if block > 1 and self.kind not in ("int8", "int4m"):
+            raise UsageError(f"only int8 and int4m weights are rotated; got a rotation of {block} for {self.kind}")
 
     def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Type and shape of each tensor.
@@ -74,8 +84,12 @@ class PackedForm:
             return {"data": (torch.bfloat16, (tiles, padded_k // 32, 16, 16, 2))}
         if self.kind == "int8":
             return {"data": (torch.int8, (tiles, padded_k // 64, 16, 16, 4)), "scale": (torch.float32, (padded_n,))}
-        groups = (torch.float16, (tiles, padded_k // self.group, 16))
-        forms = {"data": (torch.uint8, (tiles, padded_k // 64, 8, 64)), "scale": groups}
+        shape = (tiles, padded_k // self.group, 16)
+        data = (torch.uint8, (tiles, padded_k // 64, 8, 64))
+        if self.kind == "int4m":
+            return {"data": data, "scale": (torch.float32, (padded_n,)), "multiplier": (torch.int8, shape)}
+        groups = (torch.float16, shape)
+        forms: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {"data": data, "scale": groups}
         return forms | {"minimum": groups} if self.minimum else forms
 
     @property
@@ -94,9 +108,10 @@ class PackedWeight:
 
     Attributes:
         kind, n, k, group, rotation: see `PackedForm`.
-        data: the values: bfloat16, int8, or uint8 for int4.
-        scale: int8: float32 [padded outputs]; int4: float16 [tiles, groups, 16]; None for bf16.
+        data: the values: bfloat16, int8, or uint8 for int4 and int4m.
+        scale: int8, int4m: float32 [padded outputs]; int4: float16 [tiles, groups, 16]; None for bf16.
         minimum: float16 of the shape of an int4 scale, or None: a value is scale * q + minimum.
+        multiplier: int4m: int8 [tiles, groups, 16], see `MULTIPLIERS`: a value is scale * (multiplier * q).
 
     Raises:
         UsageError: tensors of another type or shape, or numbers that contradict each other.
@@ -110,10 +125,11 @@ class PackedWeight:
     minimum: Tensor | None = None
     group: int = 0
     rotation: int = 1
+    multiplier: Tensor | None = None
 
     def __post_init__(self) -> None:
         wanted = self.form.tensors()
-        for name in ("data", "scale", "minimum"):
+        for name in _TENSORS:
             tensor = getattr(self, name)
             if tensor is None and name not in wanted:
                 continue
@@ -129,10 +145,10 @@ class PackedWeight:
     @classmethod
     def of(cls, form: PackedForm, tensors: Mapping[str, Tensor]) -> PackedWeight:
         """A weight of a form, of tensors by the names that `PackedForm.tensors` gives them."""
-        data, scale, minimum = (tensors.get(name) for name in ("data", "scale", "minimum"))
+        data, scale, minimum, multiplier = (tensors.get(name) for name in _TENSORS)
         if data is None:
             raise UsageError("a packed weight needs its data")
-        return cls(form.kind, form.n, form.k, data, scale, minimum, form.group, form.rotation)
+        return cls(form.kind, form.n, form.k, data, scale, minimum, form.group, form.rotation, multiplier)
 
     @property
     def form(self) -> PackedForm:
@@ -158,7 +174,7 @@ class PackedWeight:
 
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name: data, and scale and minimum where it has them."""
-        named = {"data": self.data, "scale": self.scale, "minimum": self.minimum}
+        named = {name: getattr(self, name) for name in _TENSORS}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def __deepcopy__(self, memo: dict[int, object]) -> PackedWeight:
@@ -179,7 +195,10 @@ def rows(weight: PackedWeight, rows_R: Tensor) -> Tensor:
         rows_R: which, int64, below n.
     """
     values_RK = layout.rows_of(weight.data, rows_R, weight.k).float()
-    if weight.kind == "int8":
+    if weight.multiplier is not None:
+        tile, lane = rows_R // layout.TILE, rows_R % layout.TILE
+        values_RK *= weight.multiplier[tile, :, lane].float().repeat_interleave(weight.group, 1)[:, : weight.k]
+    if weight.kind in ("int8", "int4m"):
         return rotate(values_RK * present(weight.scale)[rows_R, None], weight.rotation)
     if weight.kind == "int4":
         tile, lane = rows_R // layout.TILE, rows_R % layout.TILE

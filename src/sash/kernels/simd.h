@@ -32,6 +32,12 @@ inline f32x16 load_part(const float* from, int64_t count) {
   return value;
 }
 inline f32x16 as_float(i32x16 value) { return __builtin_convertvector(value, f32x16); }
+inline i32x16 load16_i8(const int8_t* from) {
+  typedef int8_t i8x16 __attribute__((vector_size(16)));
+  i8x16 narrow;
+  std::memcpy(&narrow, from, 16);
+  return __builtin_convertvector(narrow, i32x16);
+}
 inline f32x16 abs16(f32x16 x) { return (f32x16)((i32x16)x & 0x7fffffff); }
 inline f32x16 max16(f32x16 a, f32x16 b) { return a > b ? a : b; }
 
@@ -113,6 +119,11 @@ inline uint16_t to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 inline void store_bf16(uint16_t* to, f32x16 value) {
+#if defined(__AVX512BF16__)
+  const __m256bh narrow16 = _mm512_cvtneps_pbh((__m512)value);
+  std::memcpy(to, &narrow16, 32);
+  return;
+#else
   i32x16 bits = (i32x16)value;
   typedef uint32_t u32x16 __attribute__((vector_size(64)));
   typedef uint16_t u16x16 __attribute__((vector_size(32)));
@@ -121,6 +132,7 @@ inline void store_bf16(uint16_t* to, f32x16 value) {
   rounded = ((u32x16)nan & (((u32x16)bits >> 16) | 0x40)) | (~(u32x16)nan & rounded);
   const u16x16 narrow = __builtin_convertvector(rounded, u16x16);
   std::memcpy(to, &narrow, 32);
+#endif
 }
 
 inline float from_f16(uint16_t bits) {

@@ -87,20 +87,22 @@ class Mixture:
 
     def __init__(self, gate_ED: Tensor, experts: Sequence[Callable[[Tensor], Tensor]], top_k: int) -> None:
         self._gate_ED, self._experts, self._top_k = gate_ED, experts, top_k
+        self.last_choice_Tk: Tensor | None = None
         self.reset_statistics()
 
     def __call__(self, x_TD: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
         # A row at a time: a product of one row has the same bits whoever shares the step.
         logits_TE = torch.stack([self._gate_ED @ x_D for x_D in x_TD])
-        out_TD, self.last_choice_Tk = mix(x_TD, logits_TE, self._top_k, self._experts)
-        self.expert_tokens_E += self.last_choice_Tk.flatten().bincount(minlength=len(self._experts))
+        out_TD, choice_Tk = mix(x_TD, logits_TE, self._top_k, self._experts)
+        self.last_choice_Tk = choice_Tk
+        self.expert_tokens_E += choice_Tk.flatten().bincount(minlength=len(self._experts))
         return out_TD
 
     def reset_statistics(self) -> None:
         """Count from zero again, here and in experts that are mixtures."""
         self.expert_tokens_E = torch.zeros(len(self._experts), dtype=torch.int64)
-        self.last_choice_Tk: Tensor | None = None
+        self.last_choice_Tk = None
         for expert in self._experts:
             if isinstance(expert, Mixture):
                 expert.reset_statistics()

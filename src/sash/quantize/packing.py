@@ -15,7 +15,7 @@ from sash.errors import UsageError
 from sash.kernels import layout
 from sash.kernels.activations import rotate
 from sash.kernels.packed import PackedForm, PackedWeight
-from sash.quantize.rounding import int4_groups, int8_rows
+from sash.quantize.rounding import int4_groups, int4_multiples, int8_rows
 
 
 class Packer:
@@ -41,10 +41,12 @@ class Packer:
         if kind == "bf16":
             self._place(len(weight_NK), data=layout.pack_bf16(weight_NK))
         elif kind == "int8":
-            # One product is much faster here than the additions of `rotate`, and differs in the last bits only.
-            block = self._form.rotation
-            q_NK, scale_N = int8_rows((weight_NK.view(-1, block) @ self._rotation).view(weight_NK.shape))
+            q_NK, scale_N = int8_rows(self._rotated(weight_NK))
             self._place(len(weight_NK), data=layout.pack_int8(q_NK), scale=scale_N)
+        elif kind == "int4m":
+            q_NK, scale_N, multiplier_NG = int4_multiples(self._rotated(weight_NK), self._form.group)
+            packed = layout.pack_groups(self._filled(multiplier_NG))
+            self._place(len(weight_NK), data=layout.pack_int4(q_NK), scale=scale_N, multiplier=packed)
         else:
             self.add_levels(*int4_groups(weight_NK, self._form.group, minimum=self._form.minimum))
 
@@ -61,9 +63,16 @@ class Packer:
         groups = {"scale": scale_NG}
         if self._form.minimum:
             groups["minimum"] = torch.zeros_like(scale_NG) if minimum_NG is None else minimum_NG
-        lacking = layout.padded(1, self._form.k)[1] // self._form.group - scale_NG.shape[1]
-        packed = {name: layout.pack_groups(F.pad(values_NG, (0, lacking))) for name, values_NG in groups.items()}
+        packed = {name: layout.pack_groups(self._filled(values_NG)) for name, values_NG in groups.items()}
         self._place(len(q_NK), data=layout.pack_int4(q_NK), **packed)
+
+    def _rotated(self, weight_NK: Tensor) -> Tensor:
+        """One product is much faster here than the additions of `rotate`, and differs in the last bits only."""
+        return (weight_NK.view(-1, self._form.rotation) @ self._rotation).view(weight_NK.shape)
+
+    def _filled(self, values_NG: Tensor) -> Tensor:
+        """Groups of inputs that are padding have zeros."""
+        return F.pad(values_NG, (0, layout.padded(1, self._form.k)[1] // self._form.group - values_NG.shape[1]))
 
     def done(self) -> PackedWeight:
         """The weight.

@@ -5,12 +5,15 @@ Shape suffixes: N outputs, K inputs, G groups of inputs of g.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sash.errors import CheckpointError
 from sash.kernels.layout import BLOCK
+from sash.kernels.packed import MULTIPLIERS
 
 # What the largest value of a group is rounded to, tried in turn. Up to 8 it fits; above, it is cut off a little, so
 # that the many others lie on a finer grid.
@@ -76,6 +79,37 @@ def int4_groups(weight_NK: Tensor, group: int, *, minimum: bool) -> tuple[Tensor
     found = [search(part) for part in torch.split(weight_NGg, rows)]
     q_NGg, scale_NG, least_NG = (torch.cat(parts) for parts in zip(*found, strict=True))
     return q_NGg.flatten(1)[:, :k].contiguous(), scale_NG, least_NG if minimum else None
+
+
+def int4_multiples(weight_NK: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Round groups of inputs to 16 levels, scale * multiplier * q: a float scale a row, a small integer a group.
+
+    Scales of groups are chosen as by `int4_groups` and rounded to multiples of a fraction of the row's largest.
+
+    Args:
+        weight_NK: float32.
+        group: inputs that share a multiplier. The last group is filled up with zeros.
+
+    Returns:
+        int8 [N, K] from -8 to 7, float32 scales [N], and int8 multipliers [N, G] in `MULTIPLIERS`.
+
+    Raises:
+        CheckpointError: as `int4_groups`.
+
+    >>> q, scale, multiplier = int4_multiples(torch.tensor([[-16.0] * 32 + [4.0, 8.0] * 16]), 32)
+    >>> (q * scale[:, None] * multiplier.repeat_interleave(32, 1)).round(decimals=1).unique().tolist()
+    [-16.0, 4.0, 8.0]
+    """
+    k = weight_NK.shape[1]
+    _, group_scale_NG, _ = int4_groups(weight_NK, group, minimum=False)
+    wanted_NG = group_scale_NG.float()
+    least, most = MULTIPLIERS
+    scale_N = torch.maximum(wanted_NG.amax(1) / most, wanted_NG.amin(1) / least).clamp_min(0)
+    multiplier_NG = (wanted_NG / torch.where(scale_N > 0, scale_N, 1.0)[:, None]).round_().clamp_(least, most)
+    step_NG = multiplier_NG * scale_N[:, None]
+    step_NK = torch.where(step_NG == 0, math.inf, step_NG).repeat_interleave(group, 1)[:, :k]
+    q_NK = (weight_NK / step_NK).round_().clamp_(-8, 7)
+    return q_NK.to(torch.int8), scale_N, multiplier_NG.to(torch.int8)
 
 
 def squared_error(weight_NK: Tensor, group: int, *, minimum: bool) -> float:
