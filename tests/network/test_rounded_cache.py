@@ -12,6 +12,7 @@ from sash.attention import reference
 from sash.attention.pattern import AttentionPattern, TokenMeta
 from sash.attention.torch_backend import attend_segment
 from sash.errors import UsageError
+from sash.kernels import activations
 from sash.network import rope
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
@@ -36,6 +37,20 @@ def rounded(x: torch.Tensor, kv: str) -> torch.Tensor:
                 q = np.rint(np.float32(number) * (np.float32(127) / largest)) if largest else np.float32(0)
                 out[token, head, index] = q * (largest / np.float32(127))
     return torch.from_numpy(out)
+
+
+def hadamard(size: int) -> torch.Tensor:
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+    return matrix / size**0.5
+
+
+def kept_keys(turned: torch.Tensor, kv: str) -> torch.Tensor:
+    """Rotated keys as the cache keeps them, turned back: int8 ones are rounded with their components mixed."""
+    if kv == "bf16":
+        return rounded(turned, kv)
+    return rounded(activations.rotate(turned, DIM), kv) @ hadamard(DIM)
 
 
 def rotate(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -63,7 +78,7 @@ class Text:
 
         def rounds_keys(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
             turned = rotate(x, positions)
-            return rounded(turned, kv) if x.shape[1] == GROUPS else turned
+            return kept_keys(turned, kv) if x.shape[1] == GROUPS else turned
 
         positions = torch.arange(len(self.q))
         meta = TokenMeta(position=positions, pinned=self.pinned, is_global=self.is_global)
@@ -119,6 +134,17 @@ def test_attention_through_a_rounded_cache_equals_the_oracle(pattern, kv, length
             done[i] += len(part)
     for text, pieces in zip(texts, parts, strict=True):
         assert (torch.cat(pieces) - text.oracle(pattern, kv)).abs().max() < 1e-5
+
+
+def test_mixed_components_leave_every_product_as_it_was_and_spread_what_stands_out() -> None:
+    q, k = torch.randn(30, 96), torch.randn(30, 96)
+    k[:, 5] *= 30
+    mixing = KVCache(small_config([AttentionPattern(window=6)], head_dim=96), kv="int8").mixing
+    assert mixing == 32
+    mixed = activations.rotate(k, mixing)
+    assert torch.allclose(mixed.unflatten(1, (-1, 32)), k.unflatten(1, (-1, 32)) @ hadamard(32), atol=1e-4)
+    assert torch.allclose(activations.rotate(q, mixing) @ mixed.T, q @ k.T, atol=1e-3)
+    assert mixed.abs().amax(1).mean() < k.abs().amax(1).mean() / 3
 
 
 def test_rounding_is_seen_at_all() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from sash.attention.pattern import AttentionPattern
 from sash.errors import DoesNotFitError, UsageError
+from sash.kernels.activations import rotation_of
 from sash.network.config import ModelConfig
 from sash.network.sizing import kv_bytes, kv_numbers
 from sash.network.slots import Layout
@@ -26,6 +27,10 @@ class KVCache:
         dtype: what the network computes in.
         kv: what keys and values are kept as: "auto" (as they are computed), "bf16" or "int8".
         numbers: the type of the numbers kept.
+        mixing: components of queries and keys that are mixed with each other before keys are kept as int8; 1 for none.
+            A few components of keys are far larger than the others and would set the scale for all; a Hadamard
+            transform spreads them, and leaves q.k as it is where both go through it
+            (`sash.kernels.activations.rotate`).
         lengths: tokens read so far, a row.
         stores: of each pattern, the slots of its layers.
     """
@@ -42,6 +47,7 @@ class KVCache:
             raise UsageError(f"a cache needs 1 row or more; got {n_rows}")
         self.config, self.n_rows, self.dtype, self.device, self.kv = config, n_rows, dtype, torch.device(device), kv
         self.numbers: torch.dtype = getattr(torch, kv_numbers(kv, str(dtype).removeprefix("torch.")))
+        self.mixing = rotation_of(config.head_dim) if self.numbers == torch.int8 else 1
         self.lengths = [0] * n_rows
         self._free = list(range(n_rows))
         self.stores: dict[AttentionPattern, Store] = {}

@@ -18,6 +18,7 @@ from sash.attention.pattern import AttentionPattern, TokenMeta
 from sash.attention.plan import QUERY_BLOCK, KeyRun, QueryBlock, masked_run, own_runs, own_segment
 from sash.attention.segment import Backend, Segment, attend
 from sash.errors import UsageError
+from sash.kernels.activations import rotate as mix
 from sash.network import rope
 from sash.network.batch import Batch, Span
 from sash.network.cache import KVCache
@@ -82,6 +83,12 @@ class Step:
 
         store, slot = None, 0
         if self._cache is not None:
+            if self._cache.mixing > 1:
+                q_THK = mix(q_THK, self._cache.mixing).to(self._dtype)
+                clamped_q_THK = (
+                    None if clamped_q_THK is None else mix(clamped_q_THK, self._cache.mixing).to(self._dtype)
+                )
+                k_GTK = mix(k_GTK, self._cache.mixing)
             store, slot = self._cache.stores[layer.pattern], self._cache.layer_in_store(index)
             kept = store.layout.kept(k_GTK), store.layout.kept(v_GTK)
             self._write(layer.pattern, store, slot, kept, single=True)
