@@ -129,6 +129,7 @@ def main() -> None:
     if options.models != "random":
         for title, name in models.REAL.items():
             with Stable(**settings) as stable:
+                field.texts[title] = models.text_ids(name)
                 pair, short = real_contestants(options, field, name), [w for w in works if w.n_streams == 1][:1]
                 field.compete(stable, title, pair, short, options.rounds)
     print_tables(field)

@@ -26,9 +26,12 @@ class Work:
     reads: str | None
     writes: str
 
-    def prompts(self, seed: int) -> list[list[int]]:
-        """Random ids that every model here has, none of them a control token."""
+    def prompts(self, seed: int, text: list[int] | None) -> list[list[int]]:
+        """Passages of a text, another one for each seed; without a text, random ids that are no control tokens."""
         draw = random.Random(seed)
+        if text is not None:
+            starts = [draw.randrange(len(text) - self.n_prompt) for _ in range(self.n_streams)]
+            return [text[start : start + self.n_prompt] for start in starts]
         return [[draw.randrange(1000, 30_000) for _ in range(self.n_prompt)] for _ in range(self.n_streams)]
 
     def speeds(self, answer: dict[str, Any]) -> dict[str, float]:
@@ -43,6 +46,7 @@ class Field:
     Attributes:
         skipped: who does not take part, and why.
         first: by model and contestant, the tokens that answered the first prompt.
+        texts: ids of a text, for the models that know words.
     """
 
     def __init__(self) -> None:
@@ -51,6 +55,7 @@ class Field:
         self.load_seconds: dict[str, float] = {}
         self.first: dict[str, dict[str, list[int]]] = {}
         self.skipped: dict[str, str] = {}
+        self.texts: dict[str, list[int]] = {}
 
     def skip(self, name: str, reason: object) -> None:
         """Leave somebody out, and say so."""
@@ -62,9 +67,10 @@ class Field:
         worker = stable.fetch(contestant)
         shown = self.speeds.setdefault(model, {}).setdefault(contestant.name, {})
         self.load_seconds.setdefault(contestant.name, worker.told["load_seconds"])
+        prompts = work.prompts(seed, self.texts.get(model))
         if work.writes not in shown:
-            worker.run([ids[:64] for ids in work.prompts(seed)], 3)  # whatever is done only once
-        answer = worker.run(work.prompts(seed), work.n_write)
+            worker.run([ids[:64] for ids in prompts], 3)  # whatever is done only once
+        answer = worker.run(prompts, work.n_write)
         self.first.setdefault(model, {}).setdefault(contestant.name, answer["tokens"][0])
         for column, speed in work.speeds(answer).items():
             shown.setdefault(column, []).append(speed)

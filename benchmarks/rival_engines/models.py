@@ -57,6 +57,14 @@ def real(name: str) -> Path:
     return next(path.glob("*.gguf")) if path.is_dir() else path
 
 
+def text_ids(name: str) -> list[int]:
+    """Five chapters of *Emma* in the tokens of a model of the catalogue."""
+    from sash.cli.known_model import open_tokenizer
+
+    chapters = Path(__file__).parents[2] / "examples" / "emma_chapters_1_to_5.txt"
+    return open_tokenizer(real(name)).encode(chapters.read_text(encoding="utf-8"))
+
+
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
