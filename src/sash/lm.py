@@ -21,7 +21,7 @@ from sash.errors import EmptyPromptError, UsageError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import ModelConfig
-from sash.network.decoder import Decoder
+from sash.network.packed import Network
 from sash.network.sizing import check_kv, kv_numbers
 from sash.sampling import SamplingParams
 from sash.session import Session, Stream, check_ids
@@ -46,7 +46,7 @@ class LM:
     """
 
     def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer, *, name: str = "", chunk: int = 512, kv: str = "auto"
+        self, decoder: Network, tokenizer: Tokenizer, *, name: str = "", chunk: int = 512, kv: str = "auto"
     ) -> None:
         if chunk < 1:
             raise UsageError(f"a chunk is 1 token or more; got {chunk}")
@@ -57,12 +57,12 @@ class LM:
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        return self.decoder.tok_embeddings.weight.device
+        return self.decoder.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
-        return self.decoder.tok_embeddings.weight.dtype
+        return self.decoder.dtype
 
     @property
     def kv_dtype(self) -> str:
@@ -85,13 +85,7 @@ class LM:
             WindowError, PinsError: a window or pins that cannot be.
         """
         config = self.config.with_window(window, pins)
-        with torch.device("meta"):
-            decoder = Decoder(config, self.decoder.backend)
-        decoder.load_state_dict(self.decoder.state_dict(), assign=True)
-        for module in decoder.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype, device=self.device))
-        decoder.requires_grad_(False).eval()
+        decoder = self.decoder.with_config(config)
         return LM(decoder, self.tokenizer, name=self.name, chunk=self.chunk, kv=self.kv)
 
     # Reading: numbers about a text.

@@ -13,7 +13,7 @@ from sash.engine.request import Request
 from sash.errors import EmptyPromptError, UsageError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
-from sash.network.decoder import Decoder
+from sash.network.packed import Network
 from sash.sampling import SamplingParams, SeenTokens
 from sash.text.tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ class Session:
         tokens: tokens fed and written so far.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, cache: KVCache, *, chunk: int = 512) -> None:
+    def __init__(self, decoder: Network, tokenizer: Tokenizer, cache: KVCache, *, chunk: int = 512) -> None:
         self._decoder, self._tokenizer, self._cache, self._chunk = decoder, tokenizer, cache, chunk
         self._row = cache.allocate()
         self._unread: list[int] = []

@@ -6,13 +6,13 @@ from sash.engine.request import Event, FinishReason, Request, Sequence
 from sash.engine.runner import Runner
 from sash.engine.scheduler import Scheduler
 from sash.network.cache import KVCache
-from sash.network.decoder import Decoder
+from sash.network.packed import Network
 
 
 class Engine:
     """Continuous batching over the rows of a rolling buffer cache."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, *, chunk: int = 512, rows: list[int] | None = None) -> None:
+    def __init__(self, decoder: Network, cache: KVCache, *, chunk: int = 512, rows: list[int] | None = None) -> None:
         """`rows` are the cache rows it may give out; by default it takes all that are free."""
         if rows is None:
             rows = [cache.allocate() for _ in range(cache.n_free)]

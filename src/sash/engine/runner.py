@@ -14,7 +14,7 @@ from sash.engine.request import Sequence, Token, Work
 from sash.errors import SashError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
-from sash.network.decoder import Decoder
+from sash.network.packed import Network
 from sash.sampling import new_generator, sample
 
 MAX_WRITERS = 16
@@ -23,7 +23,7 @@ MAX_WRITERS = 16
 class Runner:
     """A decoder and its cache."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+    def __init__(self, decoder: Network, cache: KVCache) -> None:
         self.decoder = decoder
         self.cache = cache
         self._generators: dict[int, torch.Generator] = {}

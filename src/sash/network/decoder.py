@@ -5,6 +5,8 @@ Shape suffixes: T packed tokens, D dim, V vocabulary.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from sash.network.config import LayerConfig, ModelConfig
 from sash.network.layers import Attention, FeedForward, RMSNorm
 from sash.network.moe import MoE
 from sash.network.step import Step
+from sash.quantize import PackedEmbedding, PackedLinear
 
 
 class Block(nn.Module):
@@ -52,11 +55,21 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.backend = backend
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.tok_embeddings: nn.Embedding | PackedEmbedding = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, layer, index) for index, layer in enumerate(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps, config.norm_offset)
         if not config.tied_embeddings:
-            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.output: nn.Linear | PackedLinear = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What runs between its layers, and what keys and values are computed in."""
+        return self.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.norm.weight.device
 
     def forward(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """Hidden states of a step's tokens, [T, D], normalised and ready for `logits`.
@@ -65,7 +78,7 @@ class Decoder(nn.Module):
             batch: the step. Without a cache each span is a whole sequence (or document), and sees only itself.
             cache: where the spans' sequences have been read so far; this step's keys and values are added to it.
         """
-        step = Step(self.config, batch, cache, self.backend, self.tok_embeddings.weight.dtype)
+        step = Step(self.config, batch, cache, self.backend, self.dtype)
         x_TD = self.tok_embeddings(batch.tokens_T)
         if self.config.embedding_scale != 1.0:
             x_TD = x_TD * torch.tensor(self.config.embedding_scale, dtype=x_TD.dtype, device=x_TD.device)
@@ -77,8 +90,21 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """[T, D] -> [T, V] float32. Ask only for the tokens whose logits are wanted."""
-        head = self.tok_embeddings.weight if self.config.tied_embeddings else self.output.weight
-        return nn.functional.linear(hidden_TD, head).float()
+        head = self.tok_embeddings if self.config.tied_embeddings else self.output
+        if isinstance(head, PackedEmbedding | PackedLinear):
+            return head.logits(hidden_TD)
+        return nn.functional.linear(hidden_TD, head.weight).float()
+
+    def with_config(self, config: ModelConfig) -> Decoder:
+        """The same weights under a configuration that differs in its patterns: with a forced window, say."""
+        decoder = copy.deepcopy(self, {id(parameter): parameter for parameter in self.parameters()})
+        decoder.config = config
+        for block, layer in zip(decoder.layers, config.layers, strict=True):
+            if isinstance(block, Block):
+                block.attention.layer = layer
+        for mixture in decoder.mixtures().values():
+            mixture.reset_statistics()
+        return decoder
 
     def mixtures(self) -> dict[int, MoE]:
         """The mixture of each layer that has one, by the layer's index: where router statistics are read."""

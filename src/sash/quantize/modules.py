@@ -32,10 +32,12 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N]."""
-        out_TN = linear(x.reshape(-1, self.weight.k).float().contiguous(), self.weight)
-        if self.bias is not None:
-            out_TN = out_TN + self.bias
-        return out_TN.to(x.dtype).view(*x.shape[:-1], self.weight.n)
+        return self.logits(x.reshape(-1, self.weight.k)).to(x.dtype).view(*x.shape[:-1], self.weight.n)
+
+    def logits(self, x_TK: Tensor) -> Tensor:
+        """[T, K] -> [T, N] float32, not rounded to the type of `x_TK`."""
+        out_TN = linear(x_TK.float().contiguous(), self.weight)
+        return out_TN if self.bias is None else out_TN + self.bias
 
 
 class PackedEmbedding(nn.Module):
