@@ -14,15 +14,14 @@ inline void turn_head(const float* x, const Norm& norm, const Angles& angles, in
     x = normed;
   }
   const int64_t half = head_dim / 2;
+  int64_t i = 0;
   if (angles.interleaved) {
-    for (int64_t i = 0; i < half; ++i) {
+    for (; i < half; ++i) {
       const float a = x[2 * i], b = x[2 * i + 1];
       out[2 * i] = a * angles.cos[i] - b * angles.sin[i];
       out[2 * i + 1] = b * angles.cos[i] + a * angles.sin[i];
     }
-    return;
   }
-  int64_t i = 0;
   for (; i + 16 <= half; i += 16) {
     const f32x16 a = load16(x + i), b = load16(x + half + i), cos = load16(angles.cos + i), sin = load16(angles.sin + i);
     store16(out + i, a * cos - b * sin);
@@ -33,6 +32,7 @@ inline void turn_head(const float* x, const Norm& norm, const Angles& angles, in
     out[i] = a * angles.cos[i] - b * angles.sin[i];
     out[half + i] = b * angles.cos[i] + a * angles.sin[i];
   }
+  rotate(out, head_dim, angles.mixing);
 }
 
 inline void keep_head(const float* x, int64_t head_dim, char* to, float* scale) {

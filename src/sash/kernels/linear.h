@@ -87,10 +87,11 @@ struct Norm {
 };
 
 // The cosine and sine of each pair of a head's components, and which components are a pair: neighbours, or those half a
-// head apart.
+// head apart; `mixing` components are then mixed with each other (see `rotate`), 1 for none.
 struct Angles {
   const float *cos, *sin;
   bool interleaved;
+  int64_t mixing;
 };
 
 enum class Activation : int { silu = 0, gelu_tanh = 1 };

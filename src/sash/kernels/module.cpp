@@ -100,7 +100,9 @@ void bind_weights(nb::module_& module) {
 
 void bind_plan(nb::module_& module) {
   nb::class_<Plan>(module, "Plan")
-      .def(nb::new_([](int64_t n_tokens, bool int8_kv) { return new Plan{n_tokens, int8_kv, {}}; }))
+      .def(nb::new_([](int64_t n_tokens, bool int8_kv, int64_t mixing) {
+        return new Plan{n_tokens, int8_kv, mixing, {}};
+      }))
       .def("add_kind",
            [](Plan& plan, int64_t window, int64_t pins, uintptr_t cos, uintptr_t sin, uintptr_t clamped_cos,
               uintptr_t clamped_sin) {

@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
@@ -30,12 +31,19 @@ void wait_until(Ready&& ready) {
   }
 }
 
+// One for each core, or as many as OMP_NUM_THREADS says, which users know from other libraries.
+int usual_threads() {
+  const char* wanted = std::getenv("OMP_NUM_THREADS");
+  const int count = wanted == nullptr ? 0 : std::atoi(wanted);
+  return count > 0 ? count : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
 constexpr int kSpinsBeforeSleep = 1500;  // About 50 microseconds.
 
 }  // namespace
 
 Pool& Pool::shared() {
-  static Pool* pool = new Pool(std::max(1u, std::thread::hardware_concurrency()));  // Never ended: threads may outlive main.
+  static Pool* pool = new Pool(usual_threads());  // Never ended: threads may outlive main.
   return *pool;
 }
 

@@ -115,7 +115,7 @@ void Stepper::rotate_heads(const Layer& layer, Frame& frame, int64_t token, int6
   const int64_t dim = a.head_dim, per_group = a.n_heads / a.n_kv_heads, half = dim / 2;
   const bool int8 = frame.plan->int8_kv;
   const float* from = frame.qkv + token * frame.qkv_stride;
-  const Angles own{kind.cos + token * half, kind.sin + token * half, a.interleaved_rope};
+  const Angles own{kind.cos + token * half, kind.sin + token * half, a.interleaved_rope, frame.plan->mixing};
   float turned[kMaxHeadDim];
   for (int64_t r = 0; r < per_group; ++r) {
     const float* q = from + (head * per_group + r) * dim;
@@ -123,7 +123,8 @@ void Stepper::rotate_heads(const Layer& layer, Frame& frame, int64_t token, int6
     table_.turn_head(q, a.q_norm, own, dim, turned);
     table_.keep_head(turned, dim, reinterpret_cast<char*>(frame.q + at), nullptr);
     if (kind.clamped_cos == nullptr) continue;
-    const Angles clamped{kind.clamped_cos + token * half, kind.clamped_sin + token * half, a.interleaved_rope};
+    const Angles clamped{kind.clamped_cos + token * half, kind.clamped_sin + token * half, a.interleaved_rope,
+                         frame.plan->mixing};
     table_.turn_head(q, a.q_norm, clamped, dim, turned);
     table_.keep_head(turned, dim, reinterpret_cast<char*>(frame.clamped_q + at), nullptr);
   }

@@ -75,6 +75,7 @@ struct KindPlan {
 struct Plan {
   int64_t n_tokens;
   bool int8_kv;
+  int64_t mixing;  // Components of queries and keys that are mixed before keys are kept; 1 for none.
   std::vector<KindPlan> kinds;
 };
 

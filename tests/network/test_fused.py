@@ -1,0 +1,218 @@
+"""The native decoder against the eager one, and its promise: a row's bits depend on nobody else's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sash.attention.pattern import AttentionPattern
+from sash.errors import UnsupportedError, UsageError
+from sash.kernels import layout, native
+from sash.kernels.packed import PackedWeight
+from sash.network.batch import Batch
+from sash.network.cache import KVCache
+from sash.network.config import LayerConfig, ModelConfig, MoEConfig, RopeConfig
+from sash.network.decoder import Decoder
+from sash.network.fused import FusedDecoder, why_not
+from sash.quantize import interleave_tiles
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="native kernels do not serve here: torch does")
+
+W = 16
+LENGTH = 100
+
+
+def config_of(
+    *, mixed: bool = False, pins: int = 0, moe: MoEConfig | None = None, n_layers: int = 4, **changes
+) -> ModelConfig:
+    windowed, full = AttentionPattern(window=W, pins=pins), AttentionPattern()
+    layers = tuple(
+        LayerConfig(
+            pattern=full if mixed and index % 2 else windowed,
+            moe=moe,
+            rope=RopeConfig(theta=1e6 if mixed and index % 2 else 1e4, layout=changes.get("layout", "half")),
+        )
+        for index in range(n_layers)
+    )
+    changes.pop("layout", None)
+    sizes = {"vocab_size": 300, "dim": 128, "n_heads": 4, "n_kv_heads": 2, "head_dim": 32, "hidden_dim": 192}
+    return ModelConfig(architecture="mistral", layers=layers, **(sizes | changes))
+
+
+CONFIGS = {
+    "window": config_of(),
+    "pins": config_of(pins=3),
+    "interleaved windows": config_of(mixed=True),
+    "experts": config_of(moe=MoEConfig(n_experts=4, top_k=2), n_layers=1),
+    "experts of experts": config_of(
+        moe=MoEConfig(n_experts=3, top_k=2, expert=MoEConfig(n_experts=2, top_k=1)), n_layers=1
+    ),
+    "gemma": config_of(
+        mixed=True,
+        qk_norm=True,
+        post_norms=True,
+        norm_offset=1.0,
+        activation="gelu_tanh",
+        embedding_scale=11.3,
+        tied_embeddings=True,
+    ),
+    "bias": config_of(qkv_bias=True),
+    "odd sizes": config_of(dim=72, n_heads=3, n_kv_heads=1, head_dim=48, hidden_dim=100, layout="interleaved"),
+}
+
+
+def decoder_of(config: ModelConfig) -> Decoder:
+    torch.manual_seed(0)
+    decoder = Decoder(config).eval()
+    for parameter in decoder.parameters():
+        around = 1.0 if parameter.dim() == 1 and not config.norm_offset else 0.0
+        parameter.data = (torch.randn_like(parameter) * 0.1 + around).bfloat16().float()
+    return decoder
+
+
+def packed(weight_NK: torch.Tensor) -> PackedWeight:
+    return PackedWeight("bf16", *weight_NK.shape, layout.pack_bf16(weight_NK))
+
+
+def parts_of(decoder: Decoder) -> dict[str, PackedWeight | torch.Tensor]:
+    state = {name: value.detach() for name, value in decoder.state_dict().items()}
+    parts: dict[str, PackedWeight | torch.Tensor] = {}
+    for name, value in state.items():
+        whole, _, last = name.removesuffix(".weight").rpartition(".")
+        if last == "wq":
+            parts[f"{whole}.wqkv"] = packed(torch.cat([state[f"{whole}.w{part}.weight"] for part in "qkv"]))
+            if f"{whole}.wq.bias" in state:
+                parts[f"{whole}.wqkv.bias"] = torch.cat([state[f"{whole}.w{part}.bias"] for part in "qkv"])
+        elif last == "w1":
+            parts[f"{whole}.w13"] = interleave_tiles(packed(value), packed(state[f"{whole}.w3.weight"]))
+        elif last in ("wo", "w2", "tok_embeddings", "output"):
+            parts[name.removesuffix(".weight")] = packed(value)
+        elif last.endswith("norm") or last == "gate":
+            parts[name] = value
+    return parts
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda name: name.replace(" ", "_"))
+def fused(request) -> FusedDecoder:
+    decoder = decoder_of(CONFIGS[request.param])
+    network = FusedDecoder(decoder.config, parts_of(decoder))
+    network.eager = decoder  # type: ignore[attr-defined]
+    return network
+
+
+IDS = torch.randint(0, 300, (LENGTH,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+@torch.inference_mode()
+def read(network: FusedDecoder, sizes: list[int], kv: str = "auto") -> torch.Tensor:
+    cache = KVCache(network.config, 2, torch.bfloat16, kv=kv)
+    cache.allocate()
+    row, at, outs = cache.allocate(), 0, []
+    for size in sizes:
+        outs.append(network(Batch.pack([IDS[at : at + size]], [at], [row]), cache))
+        at += size
+    return torch.cat(outs)
+
+
+@torch.inference_mode()
+def test_it_answers_as_the_eager_network_does(fused):
+    eager = fused.eager
+    wanted = eager.logits(eager(Batch.pack([IDS])))
+    got = fused.logits(fused(Batch.pack([IDS])))
+    # bfloat16 activations against float32; a mixture may send a token near the border to another expert.
+    apart_T = (got - wanted).norm(dim=1) / wanted.norm(dim=1)
+    assert apart_T.median() < 0.02
+    assert (apart_T < 0.05).float().mean() > (0.9 if fused.mixtures() else 0.99)
+
+
+@torch.inference_mode()
+def test_int8_keys_and_values_answer_nearly_the_same(fused):
+    exact, rounded = read(fused, [LENGTH]), read(fused, [LENGTH], "int8")
+    apart_T = (exact - rounded).norm(dim=1) / exact.norm(dim=1)
+    assert 0 < apart_T.median() < 0.03
+
+
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+def test_chunks_do_not_change_a_bit(fused, kv):
+    whole = read(fused, [LENGTH], kv)
+    for sizes in ([1] * LENGTH, [7, 1, 1, 30, 61], [W] * 6 + [4], [W + 1] * 5 + [15], [W - 1] * 6 + [10]):
+        assert torch.equal(read(fused, sizes, kv), whole), sizes
+
+
+@torch.inference_mode()
+def test_no_cache_and_a_cache_agree_bit_for_bit(fused):
+    assert torch.equal(fused(Batch.pack([IDS])), read(fused, [40, 60]))
+
+
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+@torch.inference_mode()
+def test_company_does_not_change_a_bit(fused, kv):
+    alone = read(fused, [LENGTH], kv)
+    cache = KVCache(fused.config, 8, torch.bfloat16, kv=kv)
+    rows, outs = [cache.allocate() for _ in range(8)], []
+    for at in range(60):
+        others = [[IDS[(at * step) % LENGTH]] for step in range(2, 9)]
+        hidden = fused(Batch.pack([*others[:3], [IDS[at]], *others[3:]], [at] * 8, rows), cache)
+        outs.append(hidden[3:4])
+    assert torch.equal(torch.cat(outs), alone[:60])
+
+
+@torch.inference_mode()
+def test_threads_do_not_change_a_bit(fused):
+    before, whole = native.threads(), read(fused, [64, 36])
+    try:
+        for count in (1, 2, 3, 4):
+            native.set_threads(count)
+            assert torch.equal(read(fused, [64, 36]), whole), count
+    finally:
+        native.set_threads(before)
+
+
+@torch.inference_mode()
+def test_window_probe():
+    """Of one layer, the key at distance W - 1 matters, the one at W does not."""
+    config = config_of(n_kv_heads=1, n_layers=1)
+    decoder = decoder_of(config)
+    network = FusedDecoder(config, parts_of(decoder))
+    last = 3 * W
+    base = network(Batch.pack([IDS[: last + 1]]))[-1]
+    for distance, matters in ((W - 1, True), (W, False)):
+        ids = list(IDS[: last + 1])
+        ids[last - distance] = (ids[last - distance] + 1) % 300
+        assert torch.equal(network(Batch.pack([ids]))[-1], base) is not matters
+        cache = KVCache(config, 1, torch.bfloat16)
+        row = cache.allocate()
+        steps = [network(Batch.pack([[token]], [at], [row]), cache) for at, token in enumerate(ids)]
+        assert torch.equal(steps[-1][0], base) is not matters
+
+
+@torch.inference_mode()
+def test_mixtures_count_the_tokens_of_their_experts():
+    decoder = decoder_of(CONFIGS["experts"])
+    network = FusedDecoder(decoder.config, parts_of(decoder))
+    network(Batch.pack([IDS]))
+    assert all(int(mixture.expert_tokens_E.sum()) == 2 * LENGTH for mixture in network.mixtures().values())
+    network.mixtures()[0].reset_statistics()
+    assert int(network.mixtures()[0].expert_tokens_E.sum()) == 0
+
+
+def test_what_it_cannot_run_is_refused_with_the_reason():
+    dilated = LayerConfig(pattern=AttentionPattern(window=8, dilation=2))
+    config = config_of()
+    fields = {field: getattr(config, field) for field in config.__dataclass_fields__}
+    config = ModelConfig(**{**fields, "layers": (dilated,)})
+    assert "dilation" in (why_not(config) or "")
+    with pytest.raises(UnsupportedError, match="dilation"):
+        FusedDecoder(config, {})
+    assert "multiple of 16" in (why_not(config_of(head_dim=24)) or "")
+
+
+@torch.inference_mode()
+def test_a_step_that_does_not_follow_on_is_refused():
+    decoder = decoder_of(CONFIGS["window"])
+    network, cache = FusedDecoder(decoder.config, parts_of(decoder)), KVCache(decoder.config, 1, torch.bfloat16)
+    row = cache.allocate()
+    with pytest.raises(UsageError, match="is not its next position"):
+        network(Batch.pack([[1]], [5], [row]), cache)
+    with pytest.raises(UnsupportedError, match="bfloat16 or int8"):
+        network(Batch.pack([[1]], [0], [0]), KVCache(decoder.config, 1, torch.float32))
