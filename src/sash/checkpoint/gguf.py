@@ -47,6 +47,7 @@ _SCALARS: Mapping[int, struct.Struct] = {
 _UINT32 = 4
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
+_KEYS_BEGIN = 24  # Behind the magic, the version, and how many tensors and keys there are.
 _OLD_MAGICS = frozenset({b"lmgg", b"fmgg", b"tjgg", b"algg", b"ggml", b"ggmf", b"ggjt", b"ggla"})
 
 
@@ -60,6 +61,7 @@ class GgufFile:
         metadata: by key: bool, int, float, str, or a list of one of these.
         tensors: by name, in the file's order; shapes in torch's order, that is reversed from the file's.
         alignment: what offsets of tensors are multiples of, in bytes.
+        metadata_end: offset of the first byte behind the metadata.
     """
 
     file: BinaryFile
@@ -67,6 +69,7 @@ class GgufFile:
     metadata: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     alignment: int
+    metadata_end: int
 
     @classmethod
     def open(cls, path: Path) -> GgufFile:
@@ -82,6 +85,12 @@ class GgufFile:
         except BaseException:
             file.close()
             raise
+
+    def without_tensors(self) -> bytes:
+        """A GGUF file of this one's metadata and no tensors: it holds the tokenizer and the licence, for example."""
+        keys = self.file.read(_KEYS_BEGIN, self.metadata_end - _KEYS_BEGIN)
+        head = b"GGUF" + _U32.pack(self.version) + _U64.pack(0) + _U64.pack(len(self.metadata)) + keys
+        return head + bytes(_aligned(len(head), self.alignment) - len(head))
 
     def close(self) -> None:
         """Let go of the file."""
@@ -216,6 +225,7 @@ def _parse(cls: type[GgufFile], file: BinaryFile) -> GgufFile:
     if n_tensors > min(cursor.remaining // 32, MAX_TENSORS):
         raise cursor.broken(f"it claims {n_tensors} tensors, more than it has room for")
     metadata, alignment = _read_metadata(cursor, n_keys)
+    metadata_end = cursor.position
     parts = metadata.get("split.count", 1)
     if parts not in (0, 1):
         raise UnsupportedError(
@@ -223,7 +233,14 @@ def _parse(cls: type[GgufFile], file: BinaryFile) -> GgufFile:
         )
     entries = [_read_entry(cursor, alignment) for _ in range(n_tensors)]
     tensors = _place(cursor, entries, alignment)
-    return cls(file=file, version=version, metadata=metadata, tensors=tensors, alignment=alignment)
+    return cls(
+        file=file,
+        version=version,
+        metadata=metadata,
+        tensors=tensors,
+        alignment=alignment,
+        metadata_end=metadata_end,
+    )
 
 
 def _read_version(cursor: _Cursor) -> int:

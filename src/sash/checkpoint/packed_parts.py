@@ -1,19 +1,20 @@
 """A checkpoint's weights as packed parts, made tensor by tensor and slice by slice: no float copy of the model is made.
 
-Which of its weights take 4 bits where `int4` is asked for: all whose source is a float type or has at most 5 bits a
-value. Weights of a mixed GGUF file that were given more are kept at 8, for that is how good the file is; so are the
-embedding and the output head, which suffer most, unless the file itself has them in 4. Parts of several weights are
-packed in one way, the finer one.
+Where `int4` is asked for, these weights take 4 bits: all whose source is a float type or has at most 5 bits a value.
+Weights of a mixed GGUF file that were given more are kept at 8, for that is how good the file is; so are the embedding
+and the output head, which suffer most, unless the file itself has them in 4. ggml's own blocks of 4 bits are kept as
+they are; everything else is rotated and rounded anew. A part of several weights is packed in one way, the finer one.
 
 Shape suffixes: N rows of a slice, K inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import prod
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,20 +27,19 @@ from sash.errors import CheckpointError, UnsupportedError, UsageError
 from sash.families import Description
 from sash.families.description import parse_slice
 from sash.kernels.activations import rotation_of
-from sash.kernels.packed import GROUPS, Kind, PackedForm, PackedWeight
+from sash.kernels.packed import GROUPS, PackedForm, PackedWeight
 from sash.network.parts import Part, parts_of
 from sash.network.shapes import parameter_shapes
-from sash.quantize import Packer, fuse_rows, interleave_tiles, minimum_helps, padded_rows
+from sash.quantize import Packer, fuse_rows, interleave_tiles, padded_rows
 
-WEIGHTS: tuple[Kind, ...] = ("bf16", "int8", "int4")
-"""What weights can be packed as."""
+Weights = Literal["bf16", "int8", "int4"]
+"""What weights are asked to be packed as."""
 
 USUAL_GROUP = 64
 """Inputs that share an int4 scale, where the source does not say."""
 
 _MOST_BITS = 5.0
 _SLICE_VALUES = 1 << 18
-_SAMPLE_VALUES = 1 << 18
 _TABLES = frozenset({"tok_embeddings", "output"})
 
 
@@ -80,13 +80,6 @@ class Source:
         step = max(1, _SLICE_VALUES // (16 * self.k)) * 16
         for first in range(0, self.n, step):
             yield first, min(step, self.n - first)
-
-    def sample(self) -> Tensor:
-        """Some rows from all over, float32."""
-        count = min(self.n, max(16, _SAMPLE_VALUES // self.k))
-        runs = min(8, count)
-        at = [(self.n - count // runs) * run // max(1, runs - 1) for run in range(runs)]
-        return torch.cat([self.floats(max(0, first), count // runs) for first in at])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +137,7 @@ class PartPlan:
 
 
 def packed_parts(
-    checkpoint: Checkpoint, description: Description, weights: Kind, group: int | None = None
+    checkpoint: Checkpoint, description: Description, weights: Weights, group: int | None = None
 ) -> dict[str, PackedWeight | Tensor]:
     """All parts of a decoder, see `sash.network.parts`, packed from any checkpoint.
 
@@ -152,7 +145,7 @@ def packed_parts(
         checkpoint: open; it may be closed afterwards.
         description: what it holds.
         weights: what they are packed as; for int4 see the top of this module.
-        group: inputs that share an int4 scale; None for what the source has, else 64.
+        group: inputs that share an int4 scale or multiplier; None for what the source has, else 64.
 
     Raises:
         CheckpointError: a tensor is missing, of another shape than the configuration says, or holds no finite numbers.
@@ -162,15 +155,11 @@ def packed_parts(
 
 
 def plan_parts(
-    checkpoint: Checkpoint, description: Description, weights: Kind, group: int | None = None, *, rough: bool = False
+    checkpoint: Checkpoint, description: Description, weights: Weights, group: int | None = None
 ) -> list[PartPlan]:
-    """How every part would be made; see `packed_parts`.
-
-    Args:
-        rough: do not look at any values: where they decide whether an int4 weight has minima, suppose that it has.
-    """
-    if weights not in WEIGHTS:
-        raise UsageError(f"weights are packed as {', '.join(WEIGHTS)}; got {weights!r}")
+    """How every part would be made, without reading any values; see `packed_parts`."""
+    if weights not in get_args(Weights):
+        raise UsageError(f"weights are packed as {', '.join(get_args(Weights))}; got {weights!r}")
     if group is not None and group not in GROUPS:
         raise UsageError(f"{' or '.join(map(str, GROUPS))} inputs share an int4 scale; got {group}")
     if group is not None and weights != "int4":
@@ -185,8 +174,7 @@ def plan_parts(
             _source(checkpoint, description.weights[ours], (rows, part.k) if part.k else (rows,))
             for ours, rows in zip(part.sources, part.rows, strict=True)
         )
-        helps = (lambda _sources, _group: True) if rough else _minimum_helps
-        form = None if part.join == "plain" else _form(name, part, sources, weights, group, helps)
+        form = None if part.join == "plain" else _form(name, part, sources, weights, group)
         plans.append(PartPlan(name=name, part=part, sources=sources, form=form))
     return plans
 
@@ -219,36 +207,24 @@ def _source(checkpoint: Checkpoint, weight: str, shape: tuple[int, ...]) -> Sour
     return Source(checkpoint=checkpoint, name=part.name, first=first, n=n, k=k)
 
 
-def _form(
-    name: str,
-    part: Part,
-    sources: tuple[Source, ...],
-    weights: Kind,
-    group: int | None,
-    helps: Callable[[Iterable[Source], int], bool],
-) -> PackedForm:
+def _form(name: str, part: Part, sources: tuple[Source, ...], weights: Weights, group: int | None) -> PackedForm:
     """How to pack a part."""
     if weights == "bf16":
         return PackedForm(kind="bf16", n=part.n, k=part.k)
-    four = {source.kind for source in sources} <= FOUR_BITS
+    kinds, rotation = {source.kind for source in sources}, rotation_of(part.k)
     fine = any(source.bits is not None and source.bits > _MOST_BITS for source in sources)
-    if weights == "int8" or fine or (name in _TABLES and not four):
-        return PackedForm(kind="int8", n=part.n, k=part.k, rotation=rotation_of(part.k))
-    size = group or (GROUP if any(source.kind in FOUR_BITS for source in sources) else USUAL_GROUP)
-    lows = any(source.kind in WITH_MINIMA for source in sources)
-    minimum = lows if size == GROUP and (four or lows) else helps(sources, size)
-    return PackedForm(kind="int4", n=part.n, k=part.k, group=size, minimum=minimum)
-
-
-def _minimum_helps(sources: Iterable[Source], group: int) -> bool:
-    return minimum_helps(torch.cat([source.sample() for source in sources]), group)
+    if weights == "int8" or fine or (name in _TABLES and not kinds <= FOUR_BITS):
+        return PackedForm(kind="int8", n=part.n, k=part.k, rotation=rotation)
+    if kinds <= FOUR_BITS and group in (None, GROUP):
+        return PackedForm(kind="int4", n=part.n, k=part.k, group=GROUP, minimum=bool(kinds & WITH_MINIMA))
+    return PackedForm(kind="int4m", n=part.n, k=part.k, group=group or USUAL_GROUP, rotation=rotation)
 
 
 def _pack(source: Source, form: PackedForm) -> PackedWeight:
     """One of a part's weights."""
     packer = Packer(replace(form, n=source.n))
     for first, count in source.slices():
-        if form.kind == "int4" and source.kind in FOUR_BITS and form.group == GROUP:
+        if form.kind == "int4":
             raw = source.checkpoint.read_row_bytes(source.name, source.first + first, count)
             packer.add_levels(*levels(raw, source.kind))
         else:

@@ -3,7 +3,7 @@
 from sash.quantize.fusing import fuse_rows, interleave_tiles, padded_rows, take_tiles
 from sash.quantize.modules import PackedEmbedding, PackedLinear
 from sash.quantize.packing import Packer, pack
-from sash.quantize.rounding import int4_groups, int8_rows, minimum_helps
+from sash.quantize.rounding import int4_groups, int4_multiples, int8_rows
 
 __all__ = [
     "PackedEmbedding",
@@ -11,9 +11,9 @@ __all__ = [
     "Packer",
     "fuse_rows",
     "int4_groups",
+    "int4_multiples",
     "int8_rows",
     "interleave_tiles",
-    "minimum_helps",
     "pack",
     "padded_rows",
     "take_tiles",

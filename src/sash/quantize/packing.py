@@ -48,7 +48,7 @@ class Packer:
             packed = layout.pack_groups(self._filled(multiplier_NG))
             self._place(len(weight_NK), data=layout.pack_int4(q_NK), scale=scale_N, multiplier=packed)
         else:
-            self.add_levels(*int4_groups(weight_NK, self._form.group, minimum=self._form.minimum))
+            self.add_levels(*int4_groups(weight_NK, self._form.group), None)
 
     def add_levels(self, q_NK: Tensor, scale_NG: Tensor, minimum_NG: Tensor | None) -> None:
         """The next rows of an int4 weight, rounded already: int8 from -8 to 7, float16 scales and minima.

@@ -18,8 +18,6 @@ from sash.kernels.packed import MULTIPLIERS
 # What the largest value of a group is rounded to, tried in turn. Up to 8 it fits; above, it is cut off a little, so
 # that the many others lie on a finer grid.
 _LARGEST = (7.0, 7.6, 8.0, 8.4, 8.9, 9.6)
-# Steps between the least and the largest value of a group, tried in turn.
-_STEPS = (13.4, 14.2, 15.0, 15.6, 16.3)
 
 _SLICE_VALUES = 1 << 17
 """Values that are searched at once, so that what is computed on the way stays in the processor's caches."""
@@ -48,37 +46,34 @@ def int8_rows(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     return q_NK.to(torch.int8), scale_N1.squeeze(1)
 
 
-def int4_groups(weight_NK: Tensor, group: int, *, minimum: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Round groups of inputs to 16 levels: scale * q, or scale * q + minimum, with the least squared error found.
+def int4_groups(weight_NK: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Round groups of inputs to 16 levels, scale * q, with the least squared error found.
 
-    A few ranges are tried; for each, values are rounded to the levels it gives and scale (and minimum) then fitted to
-    them by least squares, as ggml's quantisers do (ggml-quants.c, `make_qx_quants` and `make_qkx2_quants`).
+    A few ranges are tried; for each, values are rounded to the levels it gives and the scale is then fitted to them by
+    least squares, as ggml's quantisers do (ggml-quants.c, `make_qx_quants`).
 
     Args:
         weight_NK: float32.
         group: inputs that share a scale. The last group is filled up with zeros.
-        minimum: whether each group has a minimum.
 
     Returns:
-        int8 [N, K] from -8 to 7, and float16 [N, G] scales and, if asked for, minima, G = K padded to 64 / group.
+        int8 [N, K] from -8 to 7, and float16 scales [N, G], G = K padded to 64 / group. A scale may be negative.
 
     Raises:
         CheckpointError: a value that is not finite, or too large for float16 scales.
 
-    >>> q, scale, _ = int4_groups(torch.tensor([[1.0, -4.0, 3.5] + [0.0] * 29]), 32, minimum=False)
+    >>> q, scale = int4_groups(torch.tensor([[1.0, -4.0, 3.5] + [0.0] * 29]), 32)
     >>> q[0, :4].tolist(), scale[0, 0].item()
     ([2, -8, 7, 0], 0.5)
     """
     k = weight_NK.shape[1]
     weight_NGg = F.pad(weight_NK, (0, -k % BLOCK)).reshape(len(weight_NK), -1, group)
-    largest = weight_NGg.abs().amax() if weight_NGg.numel() else torch.zeros(())
-    if not bool(largest < _HALF_MAX / 2):
+    if not bool(weight_NGg.abs().amax() < _HALF_MAX / 2):
         raise CheckpointError("a weight has values that are too large for int4: use int8 weights")
-    search = _search_affine if minimum else _search_symmetric
-    rows = max(1, _SLICE_VALUES // max(1, weight_NGg[0].numel()))
-    found = [search(part) for part in torch.split(weight_NGg, rows)]
-    q_NGg, scale_NG, least_NG = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return q_NGg.flatten(1)[:, :k].contiguous(), scale_NG, least_NG if minimum else None
+    rows = max(1, _SLICE_VALUES // weight_NGg[0].numel())
+    found = [_search(part) for part in torch.split(weight_NGg, rows)]
+    q_NGg, scale_NG = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return q_NGg.flatten(1)[:, :k].contiguous(), scale_NG
 
 
 def int4_multiples(weight_NK: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +96,7 @@ def int4_multiples(weight_NK: Tensor, group: int) -> tuple[Tensor, Tensor, Tenso
     [-16.0, 4.0, 8.0]
     """
     k = weight_NK.shape[1]
-    _, group_scale_NG, _ = int4_groups(weight_NK, group, minimum=False)
+    _, group_scale_NG = int4_groups(weight_NK, group)
     wanted_NG = group_scale_NG.float()
     least, most = MULTIPLIERS
     scale_N = torch.maximum(wanted_NG.amax(1) / most, wanted_NG.amin(1) / least).clamp_min(0)
@@ -112,28 +107,8 @@ def int4_multiples(weight_NK: Tensor, group: int) -> tuple[Tensor, Tensor, Tenso
     return q_NK.to(torch.int8), scale_N, multiplier_NG.to(torch.int8)
 
 
-def squared_error(weight_NK: Tensor, group: int, *, minimum: bool) -> float:
-    """Sum of squared differences between a weight and itself in int4."""
-    q_NK, scale_NG, least_NG = int4_groups(weight_NK, group, minimum=minimum)
-    k = weight_NK.shape[1]
-    back_NK = q_NK.float() * scale_NG.float().repeat_interleave(group, 1)[:, :k]
-    if least_NG is not None:
-        back_NK += least_NG.float().repeat_interleave(group, 1)[:, :k]
-    return float((back_NK - weight_NK).double().square().sum())
-
-
-def minimum_helps(weight_NK: Tensor, group: int) -> bool:
-    """Whether minima are worth their bytes.
-
-    They cost 16 / group bits a weight, and a bit more for each weight divides the squared error by 4: so they must
-    divide it by 4^(16 / group) at least, 2 for groups of 32 and 1.41 for groups of 64.
-    """
-    plain = squared_error(weight_NK, group, minimum=False)
-    return squared_error(weight_NK, group, minimum=True) * 4 ** (16 / group) < plain
-
-
-def _search_symmetric(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[n, G, g] -> q of the same shape, scales [n, G], and as many zeros."""
+def _search(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[n, G, g] -> q of the same shape and scales [n, G]."""
     largest = weight.gather(-1, weight.abs().argmax(-1, keepdim=True))
     scale, best = torch.zeros_like(largest), torch.full_like(largest, -1.0)
     safe = torch.where(largest == 0, 1.0, largest)
@@ -147,30 +122,4 @@ def _search_symmetric(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scale, best = torch.where(better, along / size, scale), torch.where(better, gain, best)
     scale = scale.half()
     torch.div(weight, torch.where(scale == 0, 1.0, scale.float()), out=q).round_().clamp_(-8, 7)
-    return q.to(torch.int8), scale.squeeze(-1), torch.zeros_like(scale).squeeze(-1)
-
-
-def _search_affine(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[n, G, g] -> q of the same shape, scales and minima [n, G] each."""
-    low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
-    middle, reach = (low + high) / 2, (high - low).clamp_min(1e-30)
-    centred = weight - middle
-    count, total = weight.shape[-1], centred.sum(-1, keepdim=True)
-    scale, least, best = torch.zeros_like(low), middle, torch.zeros_like(low)
-    q, scratch = torch.empty_like(weight), torch.empty_like(weight)
-    for steps in _STEPS:
-        torch.mul(centred, steps / reach, out=q).add_(7.5).round_().clamp_(0, 15)
-        sum_q = q.sum(-1, keepdim=True)
-        sum_qw = torch.mul(q, centred, out=scratch).sum(-1, keepdim=True)
-        spread = count * torch.mul(q, q, out=scratch).sum(-1, keepdim=True) - sum_q.square()
-        some = spread > 0
-        fitted = torch.where(some, (count * sum_qw - total * sum_q) / torch.where(some, spread, 1.0), 0.0)
-        offset = (total - fitted * sum_q) / count
-        gain = fitted * sum_qw + offset * total  # By so much is what is left less than the squared length.
-        better = gain > best
-        scale, least = torch.where(better, fitted, scale), torch.where(better, offset + middle, least)
-        best = torch.where(better, gain, best)
-    half_scale, half_least = scale.half(), (least + 8 * scale).half()
-    safe = torch.where(half_scale == 0, torch.inf, half_scale.float())
-    torch.sub(weight, half_least.float(), out=q).div_(safe).round_().clamp_(-8, 7)
-    return q.to(torch.int8), half_scale.squeeze(-1), half_least.squeeze(-1)
+    return q.to(torch.int8), scale.squeeze(-1)
