@@ -15,7 +15,7 @@ from sash.attention.torch_backend import attend_segment
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import LayerConfig, ModelConfig
-from sash.network.layers import Attention, FeedForward, RMSNorm
+from sash.network.layers import Attention, FeedForward, RMSNorm, embedding
 from sash.network.moe import MoE
 from sash.network.step import Step
 from sash.quantize import PackedEmbedding, PackedLinear
@@ -55,7 +55,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.backend = backend
-        self.tok_embeddings: nn.Embedding | PackedEmbedding = nn.Embedding(config.vocab_size, config.dim)
+        self.tok_embeddings: nn.Embedding | PackedEmbedding = embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, layer, index) for index, layer in enumerate(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps, config.norm_offset)
         if not config.tied_embeddings:

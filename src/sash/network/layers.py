@@ -20,6 +20,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def embedding(n: int, dim: int) -> nn.Embedding:
+    """A table of n vectors, drawn at random unless it is built without memory.
+
+    On the meta device torch would draw them by its compiler's decompositions, and import the compiler: seconds.
+    """
+    weight = torch.empty(n, dim)
+    return nn.Embedding(n, dim, _weight=weight if weight.is_meta else nn.init.normal_(weight))
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * (weight + offset), computed in float32 (arXiv 1910.07467, equation 4)."""
 

@@ -25,6 +25,7 @@ from sash.attention.torch_backend import attend_segment
 from sash.errors import EmptyPromptError, PromptOverflowError, UnsupportedError, UsageError
 from sash.network.batch import Batch, Span
 from sash.network.encoder_config import EncoderConfig
+from sash.network.layers import embedding
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -186,9 +187,9 @@ class Longformer(nn.Module):
         super().__init__()
         self.config = config
         self.backend = backend
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.position_embeddings = nn.Embedding(config.max_positions, config.dim)
-        self.type_embeddings = nn.Embedding(config.n_types, config.dim)
+        self.tok_embeddings = embedding(config.vocab_size, config.dim)
+        self.position_embeddings = embedding(config.max_positions, config.dim)
+        self.type_embeddings = embedding(config.n_types, config.dim)
         self.embedding_norm = nn.LayerNorm(config.dim, config.norm_eps)
         self.layers = nn.ModuleList(EncoderBlock(config, pattern) for pattern in config.patterns)
         if config.has_head:
