@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from sash.cli import model_options as options
+from sash.cli.bench_tables import draw_footprints, draw_limits, draw_speeds
 from sash.cli.group import verb_app
 from sash.cli.interrupt import Interrupt
 from sash.cli.known_model import parse_dtype
@@ -19,13 +20,11 @@ from sash.cli.sizes import parse_size
 from sash.cli.window_words import ablation_note, windows_by_layer
 from sash.errors import ModelNotFoundError, UsageError
 from sash.explain.budget import binary
-from sash.explain.labels import table
 from sash.explain.presets import PRESETS
 from sash.network.config import ModelConfig
 
 if TYPE_CHECKING:
     from sash.evaluation.footprint import Footprint
-    from sash.evaluation.limits import Limits
     from sash.evaluation.speed import Speed
     from sash.lm import LM
 
@@ -215,46 +214,6 @@ def speed_command(
     return _ending(interrupt)
 
 
-def draw_speeds(lines: list[Speed], limits: Limits) -> list[str]:
-    """A table of speeds."""
-    rows = [["", "tokens", "depth", "streams", "tok/s", "rounds", "limit", "reached", "bound by"]]
-    for line in lines:
-        slowest, fastest = min(line.speeds), max(line.speeds)
-        limit, bound = line.limit(limits)
-        rows.append(
-            [
-                line.task,
-                f"{line.n_tokens:,}",
-                f"{line.depth:,}",
-                f"{line.n_streams:,}",
-                _figure(line.median),
-                f"{_figure(slowest)} to {_figure(fastest)}",
-                _figure(limit),
-                f"{100 * line.median / limit:.0f}%",
-                bound,
-            ]
-        )
-    return table(rows, right=[False, True, True, True, True, True, True, True, False])
-
-
-def draw_limits(limits: Limits) -> list[str]:
-    """What the machine can do, for people."""
-    threads = f"{limits.threads} thread{'s' * (limits.threads != 1)}"
-    lines = [f"this machine, {threads}: reads {limits.memory_read / 1e9:.1f} GB/s ({limits.sources['memory']})"]
-    for kind, peak in limits.matrix.items():
-        lines.append(f"matrix products, {kind}: {peak / 1e12:.2f} T a second ({limits.sources[kind]})")
-    return lines
-
-
-def _figure(speed: float) -> str:
-    """A speed with about three digits.
-
-    >>> _figure(3.14159), _figure(41.27), _figure(1523.4)
-    ('3.14', '41.3', '1,523')
-    """
-    return f"{speed:,.0f}" if speed >= 100 else f"{speed:.1f}" if speed >= 10 else f"{speed:.2f}"
-
-
 def _notes(lm: LM) -> list[str]:
     note = ablation_note(lm.config)
     random = ["weights are random: the speed is that of the shape, the text means nothing"]
@@ -295,10 +254,5 @@ def memory_command(
         data = loaded.to_json() | {"footprints": [one.to_json() for one in found]}
         typer.echo(json.dumps(data | {"interrupted": interrupt.requested}, indent=2))
     else:
-        rows = [["tokens read", "resident", "keys and values"]]
-        rows += [
-            [f"{one.n_tokens:,}", "-" if one.resident is None else binary(one.resident), binary(one.cache)]
-            for one in found
-        ]
-        typer.echo("\n".join([loaded.title(), *_notes(loaded.lm), *table(rows, right=[True, True, True])]))
+        typer.echo("\n".join([loaded.title(), *_notes(loaded.lm), *draw_footprints(found)]))
     return _ending(interrupt)
