@@ -9,12 +9,14 @@ from sash.attention.pattern import AttentionPattern
 from sash.errors import UsageError
 from sash.evaluation.footprint import footprints
 from sash.evaluation.limits import Limits, measure_limits
-from sash.evaluation.random_weights import RandomCheckpoint, random_model
-from sash.evaluation.roofline import Work, key_bytes_of, reading, weight_bytes, writing
+from sash.evaluation.random_weights import RandomCheckpoint, random_model, random_part
+from sash.evaluation.roofline import Work, key_bytes_of, kinds_of, reading, weight_bytes, writing
 from sash.evaluation.speed import Bench, Plan
+from sash.kernels.packed import PackedForm, PackedWeight, dequantize
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import MoEConfig
+from sash.network.parts import Part
 from sash.network.shapes import parameter_shapes
 from tests.conftest import small_config, small_decoder
 
@@ -110,6 +112,31 @@ def test_a_random_tensor_may_be_longer_than_what_was_drawn(monkeypatch: pytest.M
     values = tensor.flatten()
     assert torch.equal(values[:100].sort().values, values[100:200].sort().values)
     assert len(values[:100].unique()) > 50
+
+
+@pytest.mark.parametrize("form", [
+    PackedForm(kind="bf16", n=40, k=96),
+    PackedForm(kind="int8", n=40, k=96, rotation=32),
+    PackedForm(kind="int4", n=40, k=96, group=32),
+    PackedForm(kind="int4m", n=40, k=96, group=32, rotation=32),
+])  # fmt: skip
+def test_random_parts_have_the_usual_spread(form: PackedForm):
+    weight = random_part(Part(sources=("one",), rows=(40,), k=96, join="rows"), form)
+    assert isinstance(weight, PackedWeight)
+    assert float(dequantize(weight).std()) == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize(("weights", "kind", "bits"), [("bf16", "bf16", 16), ("int8", "int8", 8), ("int4", "int8", 4)])
+def test_packed_models_are_counted_as_they_are_stored(weights: str, kind: str, bits: int):
+    config = small_config([WINDOWED], dim=64, head_dim=16, hidden_dim=128, vocab_size=64)
+    lm = random_model(config, name="random", weights=weights)
+    assert kinds_of(lm.decoder) == (kind, "bf16")
+    linear = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128
+    head = 64 * 64 * max(bits, 8) // 8  # int4 keeps the head at 8 bits
+    least = linear * bits // 8 + head
+    assert least <= weight_bytes(lm.decoder, 1) <= 1.15 * least + 4 * 3 * 64 + 4 * 1000
+    (line,) = Bench(lm).run(Plan(prompts=(5,), n_write=0, depths=(0,), batches=(1,), rounds=1))
+    assert line.kinds == (kind, "bf16")
 
 
 def test_every_round_writes_from_the_same_depth():
