@@ -10,19 +10,16 @@ import torch
 
 from sash import hub
 from sash.attention import dispatch
-from sash.checkpoint import Checkpoint, open_checkpoint
+from sash.checkpoint import open_checkpoint
+from sash.checkpoint.companions import tokenizer_of
 from sash.checkpoint.description import read_description
-from sash.checkpoint.load import load_weights, resolve_dtype
-from sash.errors import DoesNotFitError, UnsupportedError, UsageError
+from sash.checkpoint.load import resolve_dtype
+from sash.checkpoint.weights import check_weights, load_network
+from sash.errors import UnsupportedError, UsageError
 from sash.lm import LM
 from sash.masked import MaskedLM
-from sash.memory import available_memory
 from sash.network.config import ModelConfig
-from sash.network.decoder import Decoder
-from sash.network.shapes import n_parameters
 from sash.network.sizing import check_kv
-from sash.text.opening import from_folder, from_gguf
-from sash.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +37,14 @@ def load(
     chunk: int = 512,
     attention: str = "auto",
     kv: str = "auto",
+    weights: str = "auto",
 ) -> LM | MaskedLM:
     """Load a model.
 
     Args:
         name_or_path: a catalogue name, an `org/name` that was pulled, a model folder, or a GGUF file.
-        dtype: what to compute in; by default what the checkpoint is stored in, or bfloat16 if it is quantised.
+        dtype: what to compute in; by default what the checkpoint is stored in, or bfloat16 if it is quantised or
+            `weights` are asked for.
         device: "cpu", "cuda", "mps".
         window: None keeps the checkpoint's own windows; an integer limits every layer to that many keys, "full" lifts
             every window. On a model that was not trained so, this is an ablation, and is labelled so.
@@ -55,6 +54,9 @@ def load(
         attention: backend, "auto", "torch" or "reference".
         kv: what the rolling buffer keeps keys and values as: "auto" (as they are computed), "bf16", or "int8" with a
             scale a token and head, which takes about half of the memory of bfloat16.
+        weights: what to keep weights as: "bf16", "int8" or "int4", packed for the native kernels. "auto": what a folder
+            of `sash quantize` holds; of other checkpoints tensors of `dtype` if there is memory for them, else int8,
+            else int4.
 
     Returns:
         An `LM`, or for an encoder such as Longformer a `MaskedLM`.
@@ -69,26 +71,34 @@ def load(
     _use_threads(threads)
     place = _device(device)
     check_kv(kv)
+    wanted = check_weights(weights)
     path = hub.resolve(str(name_or_path))
     with open_checkpoint(path) as checkpoint:
         description = read_description(checkpoint)
-        precision = resolve_dtype(dtype, checkpoint, place)
+        unsaid = dtype is None or dtype == "auto"
+        precision = resolve_dtype("bfloat16" if unsaid and wanted != "auto" else dtype, checkpoint, place)
         backend = dispatch.resolve(attention, place, precision)
-        tokenizer = _tokenizer(checkpoint)
+        tokenizer = tokenizer_of(checkpoint)
         if not isinstance(description.config, ModelConfig):
-            if window is not None or pins or kv != "auto":
+            if window is not None or pins or kv != "auto" or wanted != "auto":
                 raise UnsupportedError(
-                    "window, pins and kv are for decoders; an encoder's windows are part of its weights"
+                    "window, pins, kv and weights are for decoders; an encoder's windows are part of its weights"
                 )
             return MaskedLM.build(description, checkpoint, tokenizer, precision, place, str(name_or_path), backend)
         config = description.config.with_window(window, pins)
-        _check_memory(n_parameters(config) * precision.itemsize, place)
-        decoder = load_weights(lambda: Decoder(config, backend), description, checkpoint, precision, place)
-    if not isinstance(decoder, Decoder):
-        raise UnsupportedError("the checkpoint did not build a decoder")
+        network = load_network(
+            checkpoint,
+            description,
+            config,
+            weights=wanted,
+            dtype=precision,
+            device=place,
+            backend=backend,
+            forced=attention != "auto",
+        )
     if config.forced_window is not None:
         logger.warning("window %s is forced on this model: an ablation, not the model as it was trained", window)
-    return LM(decoder, tokenizer, name=str(name_or_path), chunk=chunk, kv=kv)
+    return LM(network, tokenizer, name=str(name_or_path), chunk=chunk, kv=kv)
 
 
 def load_decoder(name_or_path: str | Path, **options: Any) -> LM:
@@ -113,10 +123,6 @@ def _use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    return from_gguf(checkpoint.config) if checkpoint.kind == "gguf" else from_folder(checkpoint.path)
-
-
 def _device(device: str | torch.device) -> torch.device:
     try:
         place = torch.device(device)
@@ -124,12 +130,3 @@ def _device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {str(device)!r} is not available here: {str(error).splitlines()[0]}") from error
     return place
-
-
-def _check_memory(nbytes: int, device: torch.device) -> None:
-    available = available_memory() if device.type == "cpu" else None
-    if available is not None and nbytes > available:
-        raise DoesNotFitError(
-            f"the weights need {nbytes / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are available: "
-            "use dtype='bfloat16' or a smaller model"
-        )

@@ -1,7 +1,8 @@
 """One face over every layout of a model on disk: which files there are, which tensors, and how to read one.
 
 Layouts: a Hugging Face folder (`config.json` with `model.safetensors`, or with shards and their index), a
-Mistral-native folder (`params.json` with `consolidated*.safetensors`), a GGUF file or a folder that holds one.
+Mistral-native folder (`params.json` with `consolidated*.safetensors`), a GGUF file or a folder that holds one, a folder
+of packed weights that `sash quantize` wrote (`sash.json` with `model.safetensors`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sash.checkpoint import header
 from sash.checkpoint.binary_file import BinaryFile
 from sash.checkpoint.gguf import GgufFile
 from sash.checkpoint.json_object import read_object
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["huggingface", "mistral", "gguf"]
+Kind = Literal["huggingface", "mistral", "gguf", "sash"]
 
 MAX_CONFIG_BYTES = 2**20
 MAX_CONFIG_VALUES = 100_000
@@ -47,7 +49,7 @@ class Checkpoint:
     Attributes:
         kind: the layout.
         path: the folder or file that was opened.
-        config: `config.json`, `params.json`, or the metadata of the GGUF file.
+        config: `config.json`, `params.json`, `sash.json`, or the metadata of the GGUF file.
     """
 
     __slots__ = ("_files", "_tensors", "config", "kind", "path")
@@ -179,6 +181,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         files = {entry.name for entry in path.iterdir()}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot look into {quoted(str(path))}: {error}") from error
+    if header.FILE in files:
+        return _open_shards("sash", path, header.read_header(path), [header.WEIGHTS_FILE])
     if "config.json" in files and files & {"model.safetensors", "model.safetensors.index.json"}:
         return _open_huggingface(path, files)
     consolidated = sorted(name for name in files if re.fullmatch(r"consolidated([.-].*)?\.safetensors", name))
