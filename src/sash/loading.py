@@ -14,11 +14,12 @@ from sash.checkpoint import open_checkpoint
 from sash.checkpoint.companions import tokenizer_of
 from sash.checkpoint.description import read_description
 from sash.checkpoint.load import resolve_dtype
-from sash.checkpoint.weights import check_weights, load_network
+from sash.checkpoint.weights import load_network
 from sash.errors import UnsupportedError, UsageError
 from sash.lm import LM
 from sash.masked import MaskedLM
 from sash.network.config import ModelConfig
+from sash.network.parts import check_weights
 from sash.network.sizing import check_kv
 
 logger = logging.getLogger(__name__)

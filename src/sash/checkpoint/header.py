@@ -15,6 +15,7 @@ from sash.checkpoint.config_json import config_from_json, config_to_json, read_t
 from sash.checkpoint.json_object import read_object
 from sash.errors import CheckpointError, ConfigError, UnsupportedError
 from sash.network.config import ModelConfig
+from sash.network.parts import Weights
 
 FILE = "sash.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -55,7 +56,7 @@ class Header:
         parts: how each packed part is packed, the fields of `PackedForm`; not checked here.
     """
 
-    weights: Literal["bf16", "int8", "int4"]
+    weights: Weights
     origin: Origin
     config: ModelConfig
     parts: Mapping[str, object]
@@ -97,7 +98,7 @@ class Header:
         if not isinstance(parts, Mapping) or len(parts) > MAX_PARTS:
             raise CheckpointError(f"the parts of {FILE} must be an object of at most {MAX_PARTS} values")
         try:
-            weights = read_typed(Literal["bf16", "int8", "int4"], value["weights"], "weights")
+            weights = read_typed(Weights, value["weights"], "weights")
             origin = read_typed(Origin, value["origin"], "origin")
         except ConfigError as error:
             raise CheckpointError(f"{FILE} is broken: {error}") from error

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import prod
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +28,9 @@ from sash.families import Description
 from sash.families.description import parse_slice
 from sash.kernels.activations import rotation_of
 from sash.kernels.packed import GROUPS, PackedForm, PackedWeight
-from sash.network.parts import Part, parts_of
+from sash.network.parts import Part, Weights, parts_of
 from sash.network.shapes import parameter_shapes
 from sash.quantize import Packer, fuse_rows, interleave_tiles, padded_rows
-
-Weights = Literal["bf16", "int8", "int4"]
-"""What weights are asked to be packed as."""
 
 USUAL_GROUP = 64
 """Inputs that share an int4 scale, where the source does not say."""

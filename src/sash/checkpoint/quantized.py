@@ -24,7 +24,7 @@ from torch import Tensor
 from sash.checkpoint.companions import copy_licence, copy_tokenizer, licence_of
 from sash.checkpoint.config_json import read_typed
 from sash.checkpoint.header import FILE, WEIGHTS_FILE, Header, Origin
-from sash.checkpoint.packed_parts import PartPlan, Weights, plan_parts, source_digest
+from sash.checkpoint.packed_parts import PartPlan, plan_parts, source_digest
 from sash.checkpoint.reading import PLAIN
 from sash.checkpoint.source import Checkpoint
 from sash.errors import CheckpointError, ConfigError, DiskFullError, UnsupportedError, UsageError
@@ -32,7 +32,7 @@ from sash.families import Description
 from sash.hub import size_text
 from sash.hub.store import SPARE_BYTES
 from sash.kernels.packed import PackedForm, PackedWeight
-from sash.network.parts import parts_of
+from sash.network.parts import Weights, parts_of
 
 ALIGNMENT = 64
 """Tensors begin at multiples of so many bytes, as far as their sizes allow."""

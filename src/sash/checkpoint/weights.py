@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal, cast, get_args
 
 import torch
 
@@ -11,7 +10,6 @@ from sash.attention.segment import Backend
 from sash.checkpoint import packed_parts, quantized
 from sash.checkpoint.header import Header
 from sash.checkpoint.load import load_weights
-from sash.checkpoint.packed_parts import Weights
 from sash.checkpoint.source import Checkpoint
 from sash.errors import DoesNotFitError, UnsupportedError, UsageError
 from sash.families import Description
@@ -20,23 +18,10 @@ from sash.memory import available_memory
 from sash.network.config import ModelConfig
 from sash.network.decoder import Decoder
 from sash.network.packed import Network, network_of
+from sash.network.parts import Wanted, Weights
 from sash.network.shapes import n_parameters
 
 logger = logging.getLogger(__name__)
-
-Wanted = Literal["auto", "bf16", "int8", "int4"]
-"""What a user asks for."""
-
-
-def check_weights(weights: str, name: str = "weights") -> Wanted:
-    """The value, checked.
-
-    Raises:
-        UsageError: no such kind of weights.
-    """
-    if weights in get_args(Wanted):
-        return cast(Wanted, weights)
-    raise UsageError(f"{name} is {', '.join(get_args(Wanted))}; got {weights!r}")
 
 
 def load_network(

@@ -41,6 +41,7 @@ VERBS = (
     Verb(name="rm", group="Models", help="Remove models from the store."),
     Verb(name="show", group="Models", help="Show a model: architecture, the window of every layer, reach, KV bytes."),
     Verb(name="plan", group="Models", help="Tell whether a model fits: weights and KV, full against rolling."),
+    Verb(name="quantize", group="Models", help="Write a model with int8 or int4 weights, which loads at once."),
     Verb(name="run", group="Reading", help="Read a prompt or files through the window and write on."),
     Verb(name="chat", group="Reading", help="Talk with a model in the terminal."),
     Verb(name="tokenize", group="Reading", help="Show the tokens of a text."),

@@ -55,6 +55,7 @@ def command(
     pins: options.Pins = "0",
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
+    weights: options.Weights = "auto",
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
@@ -70,7 +71,7 @@ def command(
         repetition_penalty=repetition_penalty, seed=seed, stop=stop,
     )  # fmt: skip
     size, n_pins = options.parse_view(window, pins)
-    lm = options.load_lm(model, chunk=chunk, dtype=dtype, device=device, threads=threads, kv=kv)
+    lm = options.load_lm(model, chunk=chunk, dtype=dtype, device=device, threads=threads, kv=kv, weights=weights)
     talk = Talk(lm, params, window=size, pins=n_pins, system=system, safe_prompt=safe_prompt, show_stats=stats)
     ablation = ablation_note(talk.lm.config)
     if ablation is not None:

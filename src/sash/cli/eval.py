@@ -79,6 +79,7 @@ def perplexity_command(
     ] = None,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
+    weights: options.Weights = "auto",
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
@@ -97,8 +98,9 @@ def perplexity_command(
     check_file(text)
     forced = window if stride is None else None
     lm = options.load_lm(
-        model, window=forced, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads, kv=kv
-    )
+        model, window=forced, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads, kv=kv,
+        weights=weights,
+    )  # fmt: skip
     from sash.evaluation.perplexity import perplexity, reread_perplexity
 
     ids = read_ids(lm, text, most)

@@ -75,13 +75,16 @@ def look_up(name: str) -> KnownModel:
 
 def open_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model folder or GGUF file; a folder may hold the tokenizer's files only."""
+    from sash.checkpoint.companions import tokenizer_of
+    from sash.checkpoint.header import FILE
     from sash.checkpoint.source import open_checkpoint
-    from sash.text.opening import from_folder, from_gguf
+    from sash.text.opening import from_folder
 
-    if path.is_dir() and not any(entry.suffix.lower() == ".gguf" for entry in path.iterdir()):
+    whole = not path.is_dir() or (path / FILE).is_file() or any(path.glob("*.[gG][gG][uU][fF]"))
+    if not whole:
         return from_folder(path)
     with open_checkpoint(path) as checkpoint:
-        return from_gguf(checkpoint.config) if checkpoint.kind == "gguf" else from_folder(path)
+        return tokenizer_of(checkpoint)
 
 
 def usual_dtype(checkpoint: Checkpoint) -> Dtype:

@@ -12,6 +12,7 @@ from sash import hub
 from sash.attention.pattern import AttentionPattern
 from sash.cli.sizes import parse_size, parse_window
 from sash.errors import ModelNotFoundError, UsageError
+from sash.network.parts import check_weights
 from sash.network.sizing import check_kv
 from sash.sampling import SamplingParams
 
@@ -40,6 +41,10 @@ Pins = Annotated[str, typer.Option("--pins", metavar="N", help="The first N toke
 Chunk = Annotated[str, typer.Option("--chunk", metavar="N", help="Tokens of a prompt that are read at once.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or mps.")]
+Weights = Annotated[
+    str,
+    typer.Option("--weights", help="What weights are kept as: auto (as they are, if they fit), bf16, int8 or int4."),
+]
 KV = Annotated[str, typer.Option("--kv", help="What the cache keeps: auto (as computed), bf16 or int8.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; by default as torch chooses.")]
 
@@ -115,6 +120,7 @@ def load_lm(
     device: str = "cpu",
     threads: int | None = None,
     kv: str = "auto",
+    weights: str = "auto",
 ) -> LM:
     """Fetch the model if it is not here, and load it. Imports torch.
 
@@ -128,9 +134,11 @@ def load_lm(
     if threads is not None and threads < 1:
         raise UsageError(f"--threads counts CPU threads, so it is 1 or more; got {threads}")
     check_kv(kv, "--kv")
+    check_weights(weights, "--weights")
     obtain(model)
     from sash.loading import load_decoder
 
     return load_decoder(
-        model, window=size, pins=n_pins, chunk=n_chunk, dtype=dtype, device=device, threads=threads, kv=kv
-    )
+        model, window=size, pins=n_pins, chunk=n_chunk, dtype=dtype, device=device, threads=threads, kv=kv,
+        weights=weights,
+    )  # fmt: skip

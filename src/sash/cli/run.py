@@ -134,6 +134,7 @@ def command(
         str, typer.Option("--overflow", help="slide or error, for a prompt over the window.")
     ] = "slide",
     dtype: options.Dtype = None,
+    weights: options.Weights = "auto",
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
@@ -157,8 +158,9 @@ def command(
     files = file or ([] if prompt is not None or sys.stdin.isatty() else ["-"])
     given = Prompt.check(files, prompt, chat=chat, system=system, safe_prompt=safe_prompt)
     lm = options.load_lm(
-        model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads, kv=kv
-    )
+        model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads, kv=kv,
+        weights=weights,
+    )  # fmt: skip
     return answer(lm, given, params, may_slide=may_slide, as_json=as_json, show_stats=stats)
 
 

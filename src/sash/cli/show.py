@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sash import hub
 from sash.cli.known_model import KnownModel, look_up
 from sash.cli.window_words import windows_by_layer
 from sash.errors import TokenizerError
@@ -24,10 +22,9 @@ from sash.network.shapes import n_active_parameters, n_parameters
 from sash.network.sizing import KV_BYTES, kv_bytes
 
 if TYPE_CHECKING:
-    from sash.checkpoint.source import Checkpoint
+    pass
 
 CONTEXTS = {"4K": 4096, "32K": 32_768, "128K": 131_072}
-CARD_BYTES = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +32,7 @@ class Stored:
     """What the files of a model say beside its configuration.
 
     Attributes:
-        kind: the layout: "huggingface", "mistral" or "gguf".
+        kind: the layout: "huggingface", "mistral", "gguf", or "sash" for a folder of packed weights.
         nbytes: of all tensors.
         dtypes: how many numbers are stored in each type, most first.
         licence: its name; None where nothing says.
@@ -58,13 +55,17 @@ def examine(known: KnownModel, path: Path) -> Stored:
     Raises:
         CheckpointError: the files are broken.
     """
+    from sash.checkpoint.companions import licence_of
+    from sash.checkpoint.header import storage_sizes
     from sash.checkpoint.source import open_checkpoint
 
     with open_checkpoint(path) as checkpoint:
         dtypes: Counter[str] = Counter()
         for name in checkpoint.names():
             dtypes[checkpoint.dtype_name(name)] += prod(checkpoint.shape(name))
-        kind, nbytes, licence = checkpoint.kind, checkpoint.nbytes, _licence(checkpoint, path)
+        if checkpoint.kind == "sash":
+            dtypes = Counter(storage_sizes(checkpoint.config))
+        kind, nbytes, licence = checkpoint.kind, checkpoint.nbytes, licence_of(checkpoint)
     tokenizer, has_chat, why = None, False, ""
     try:
         opened = known.tokenizer()
@@ -80,24 +81,6 @@ def examine(known: KnownModel, path: Path) -> Stored:
         has_chat=has_chat,
         why=why,
     )
-
-
-def _licence(checkpoint: Checkpoint, path: Path) -> str | None:
-    """The licence by the store's manifest, the file's own metadata, or the card beside it, in this order."""
-    for model in hub.installed():
-        if model.path == path:
-            return model.licence
-    stated = checkpoint.config.get("general.license")
-    if isinstance(stated, str) and stated.strip():
-        return " ".join(stated.split())[:80]
-    card = (path if path.is_dir() else path.parent) / "README.md"
-    try:
-        with card.open("rb") as file:
-            head = file.read(CARD_BYTES).decode("utf-8", errors="replace")
-    except OSError:
-        return None
-    match = re.match(r"---\n(?:.*\n)*?license:[ \t]*([\w.+-]{1,80})", head)
-    return match[1] if match else None
 
 
 def cache_sizes(config: ModelConfig, numbers: str) -> dict[str, dict[str, int]]:

@@ -10,10 +10,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
+from sash.errors import UsageError
 from sash.network.config import ModelConfig
 from sash.network.shapes import parameter_shapes
+
+Weights = Literal["bf16", "int8", "int4"]
+"""What a decoder's weights are packed as."""
+
+Wanted = Literal["auto", "bf16", "int8", "int4"]
+"""What a user asks for."""
 
 TILE = 16
 """Outputs of a tile: what a joined weight's pieces are padded to."""
@@ -69,6 +76,20 @@ def parts_of(config: ModelConfig) -> dict[str, Part]:
             join="plain" if plain else "tiles" if name.endswith(".w13") else "rows",
         )
     return parts
+
+
+def check_weights(weights: str, name: str = "weights") -> Wanted:
+    """What a user asked for, checked; `name` is what the user knows it by.
+
+    Raises:
+        UsageError: no such kind of weights.
+
+    >>> check_weights("int8")
+    'int8'
+    """
+    if weights in get_args(Wanted):
+        return cast(Wanted, weights)
+    raise UsageError(f"{name} is {', '.join(get_args(Wanted))}; got {weights!r}")
 
 
 def _part_of(parameter: str) -> str:
