@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,11 @@ from sash.checkpoint.description import read_description
 from sash.checkpoint.load import resolve_dtype
 from sash.checkpoint.weights import load_network
 from sash.errors import UnsupportedError, UsageError
+from sash.kernels import native
 from sash.lm import LM
 from sash.masked import MaskedLM
 from sash.network.config import ModelConfig
-from sash.network.parts import check_weights
+from sash.network.parts import Wanted, check_weights
 from sash.network.sizing import check_kv
 
 logger = logging.getLogger(__name__)
@@ -70,36 +72,51 @@ def load(
         WindowError, PinsError, UsageError: arguments that cannot be.
     """
     _use_threads(threads)
-    place = _device(device)
     check_kv(kv)
-    wanted = check_weights(weights)
-    path = hub.resolve(str(name_or_path))
-    with open_checkpoint(path) as checkpoint:
+    options = Options(window=window, pins=pins, kv=kv, weights=check_weights(weights))
+    return _load(str(name_or_path), dtype, _device(device), options, chunk, attention)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What only decoders have: see `load`."""
+
+    window: Window
+    pins: int
+    kv: str
+    weights: Wanted
+
+
+def _load(
+    name: str, dtype: str | torch.dtype | None, device: torch.device, options: Options, chunk: int, attention: str
+) -> LM | MaskedLM:
+    unsaid = dtype is None or dtype == "auto"
+    with open_checkpoint(hub.resolve(name)) as checkpoint:
         description = read_description(checkpoint)
-        unsaid = dtype is None or dtype == "auto"
-        precision = resolve_dtype("bfloat16" if unsaid and wanted != "auto" else dtype, checkpoint, place)
-        backend = dispatch.resolve(attention, place, precision)
+        precision = resolve_dtype("bfloat16" if unsaid and options.weights != "auto" else dtype, checkpoint, device)
+        backend = dispatch.resolve(attention, device, precision)
         tokenizer = tokenizer_of(checkpoint)
         if not isinstance(description.config, ModelConfig):
-            if window is not None or pins or kv != "auto" or wanted != "auto":
+            if options != Options(window=None, pins=0, kv="auto", weights="auto"):
                 raise UnsupportedError(
                     "window, pins, kv and weights are for decoders; an encoder's windows are part of its weights"
                 )
-            return MaskedLM.build(description, checkpoint, tokenizer, precision, place, str(name_or_path), backend)
-        config = description.config.with_window(window, pins)
+            return MaskedLM.build(description, checkpoint, tokenizer, precision, device, name, backend)
         network = load_network(
             checkpoint,
             description,
-            config,
-            weights=wanted,
+            description.config.with_window(options.window, options.pins),
+            weights=options.weights,
             dtype=precision,
-            device=place,
+            device=device,
             backend=backend,
             forced=attention != "auto",
         )
-    if config.forced_window is not None:
-        logger.warning("window %s is forced on this model: an ablation, not the model as it was trained", window)
-    return LM(network, tokenizer, name=str(name_or_path), chunk=chunk, kv=kv)
+    if network.config.forced_window is not None:
+        logger.warning(
+            "window %s is forced on this model: an ablation, not the model as it was trained", options.window
+        )
+    return LM(network, tokenizer, name=name, chunk=chunk, kv=options.kv)
 
 
 def load_decoder(name_or_path: str | Path, **options: Any) -> LM:
@@ -122,6 +139,7 @@ def _use_threads(threads: int | None) -> None:
         if threads < 1:
             raise UsageError(f"threads counts CPU threads, so it is 1 or more; got {threads}")
         torch.set_num_threads(threads)
+        native.set_threads(threads)
 
 
 def _device(device: str | torch.device) -> torch.device:
