@@ -55,7 +55,7 @@ def test_the_table(sash: Sash, full_model: Path):
     code, out, _ = sash("bench", full_model, "-p", "5", "-n", "2", "-r", "1", "--window", "4")
     lines = out.splitlines()
     assert code == 0
-    assert "float32, KV float32, window 4 in 2 of 2 layers: ready in" in lines[0]
+    assert "weights float32 119.0 KiB, KV float32, window 4 in 2 of 2 layers; ready in" in lines[0]
     assert "--window 4 is an ablation" in lines[1]
     assert lines[2].split() == ["tokens", "depth", "streams", "tok/s", "rounds", "limit", "reached", "bound", "by"]
     assert [line.split()[0] for line in lines[3:5]] == ["read", "write"]
@@ -74,8 +74,20 @@ def test_a_made_up_shape(sash: Sash, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(bench.SHAPES, "1b", small(bench.SHAPES["1b"]))
     code, out, _ = sash("bench", "random:1b", "-p", "4", "-n", "2", "-r", "1")
     assert code == 0
-    assert out.startswith("random:1b, bfloat16, KV bfloat16, window 4,096 in 16 of 16 layers: ready in")
+    assert out.startswith("random:1b: weights bfloat16 ")
+    assert "KV bfloat16, window 4,096 in 16 of 16 layers; ready in" in out
     assert "weights are random" in out
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+def test_packed_weights_are_told(sash: Sash, windowed_model: Path, monkeypatch: pytest.MonkeyPatch, weights: str):
+    monkeypatch.setitem(bench.SHAPES, "1b", small(bench.SHAPES["1b"]))
+    for model in ("random:1b", windowed_model):
+        code, out, _ = sash("bench", model, "-p", "4", "-n", "2", "-r", "1", "--weights", weights, "--json")
+        found = json.loads(out)
+        assert code == 0
+        assert {weights} <= set(found["weights_bytes"]) <= {weights, "int8", "bf16", "bfloat16"}
+        assert len(found["results"]) == 2
 
 
 def small(config: ModelConfig) -> ModelConfig:
@@ -124,6 +136,9 @@ def test_memory_as_a_table(sash: Sash, windowed_model: Path):
         (["MODEL", "-b", "1,0"], 2, "-b counts streams"),
         (["MODEL", "-d", "-1"], 2, "-d counts tokens before"),
         (["MODEL", "--rounds", "0"], 2, "--rounds counts rounds"),
+        (["MODEL", "--weights", "int3"], 2, "--weights is"),
+        (["random:1b", "--weights", "int3"], 2, "--weights is"),
+        (["random:1b", "--device", "cuda"], 2, "--device"),
         (["memory", "MODEL", "-p", "8,4"], 2, "ascend"),
         (["memory"], 2, "MODEL"),
     ],

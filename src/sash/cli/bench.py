@@ -22,6 +22,8 @@ from sash.errors import ModelNotFoundError, UsageError
 from sash.explain.budget import binary
 from sash.explain.presets import PRESETS
 from sash.network.config import ModelConfig
+from sash.network.parts import check_weights
+from sash.network.sizing import check_kv
 
 if TYPE_CHECKING:
     from sash.evaluation.footprint import Footprint
@@ -84,11 +86,13 @@ class Loaded:
 
     Attributes:
         lm: the model.
+        weights: bytes of its weights by what they are kept as.
         seconds: from its name to being ready.
         resident: bytes of this process in memory afterwards; None where the system does not say.
     """
 
     lm: LM
+    weights: dict[str, int]
     seconds: float
     resident: int | None
 
@@ -98,6 +102,7 @@ class Loaded:
             "model": self.lm.name,
             "random_weights": self.lm.name.startswith(RANDOM),
             "dtype": str(self.lm.dtype).removeprefix("torch."),
+            "weights_bytes": self.weights,
             "kv_dtype": self.lm.kv_dtype,
             "windows": list(self.lm.config.windows),
             "load_seconds": self.seconds,
@@ -107,23 +112,17 @@ class Loaded:
     def title(self) -> str:
         """A line for people."""
         held = "" if self.resident is None else f", {binary(self.resident)} resident"
-        words = [self.lm.name, str(self.lm.dtype).removeprefix("torch."), f"KV {self.lm.kv_dtype}"]
-        words.append(f"window {windows_by_layer(self.lm.config)}")
-        return f"{', '.join(words)}: ready in {self.seconds:.1f} s{held}"
+        weights = " + ".join(f"{kind} {binary(size)}" for kind, size in self.weights.items())
+        words = [f"weights {weights}", f"KV {self.lm.kv_dtype}", f"window {windows_by_layer(self.lm.config)}"]
+        return f"{self.lm.name}: {', '.join(words)}; ready in {self.seconds:.1f} s{held}"
 
 
-def load(
-    model: str,
-    *,
-    window: str | None,
-    pins: str,
-    chunk: str,
-    dtype: str | None,
-    device: str,
-    kv: str,
-    threads: int | None,
-) -> Loaded:
+def load(model: str, *, threads: int | None, **settings: Any) -> Loaded:
     """Load a model, or make one up where the name begins with `random:`. Imports torch.
+
+    Args:
+        model: its name.
+        threads, settings: what `model_options.load_lm` takes.
 
     Raises:
         SashError: as `model_options.load_lm` does.
@@ -131,33 +130,48 @@ def load(
     if model.startswith(RANDOM) and model.removeprefix(RANDOM) not in SHAPES:
         raise ModelNotFoundError(f"{model!r} is no shape: use {', '.join(RANDOM + name for name in SHAPES)}")
     from sash.evaluation.footprint import resident_memory
+    from sash.evaluation.roofline import stored
 
     began = time.perf_counter()
     if model.startswith(RANDOM):
-        lm = _make_up(model, window=window, pins=pins, chunk=chunk, dtype=dtype, kv=kv, threads=threads)
+        lm = _make_up(model, threads=threads, **settings)
     else:
-        lm = options.load_lm(
-            model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, kv=kv, threads=threads
-        )
-    return Loaded(lm=lm, seconds=time.perf_counter() - began, resident=resident_memory())
+        lm = options.load_lm(model, threads=threads, **settings)
+    seconds = time.perf_counter() - began
+    return Loaded(lm=lm, weights=stored(lm.decoder), seconds=seconds, resident=resident_memory())
 
 
 def _make_up(
-    model: str, *, window: str | None, pins: str, chunk: str, dtype: str | None, kv: str, threads: int | None
+    model: str,
+    *,
+    window: str | None,
+    pins: str,
+    chunk: str,
+    dtype: str | None,
+    device: str,
+    weights: str,
+    kv: str,
+    threads: int | None,
 ) -> LM:
     size, n_pins = options.parse_view(window, pins)
     n_chunk = parse_size(chunk, "--chunk")
     precision = parse_dtype(dtype, "bfloat16")
+    kept = check_weights(weights, "--weights")
+    if device != "cpu":
+        raise UsageError(f"random weights are made on the CPU, not on {device}: leave --device out")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads counts CPU threads, so it is 1 or more; got {threads}")
+    check_kv(kv, "--kv")
     import torch
 
     from sash.evaluation.random_weights import random_model
+    from sash.kernels import native
 
     if threads is not None:
         torch.set_num_threads(threads)
+        native.set_threads(threads)
     config = SHAPES[model.removeprefix(RANDOM)].with_window(size, n_pins)
-    return random_model(config, name=model, dtype=precision, chunk=n_chunk, kv=kv)
+    return random_model(config, name=model, weights=kept, dtype=precision, chunk=n_chunk, kv=kv)
 
 
 @app.command(name="speed")
@@ -179,6 +193,7 @@ def speed_command(
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
+    weights: options.Weights = "auto",
     kv: options.KV = "auto",
     threads: options.Threads = None,
     as_json: Json = False,
@@ -197,7 +212,10 @@ def speed_command(
     from sash.evaluation.speed import Bench, Plan
 
     plan = Plan(prompts=lengths, n_write=parse_size(n_write, "-n"), depths=before, batches=streams, rounds=rounds)
-    loaded = load(model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, kv=kv, threads=threads)
+    loaded = load(
+        model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, weights=weights, kv=kv,
+        threads=threads,
+    )  # fmt: skip
     lines: list[Speed] = []
     with Interrupt() as interrupt, ReadingBar(plan.n_tokens, None, label="measuring") as bar:
         kinds = kinds_of(loaded.lm.decoder)
@@ -238,6 +256,7 @@ def memory_command(
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     device: options.Device = "cpu",
+    weights: options.Weights = "auto",
     kv: options.KV = "auto",
     threads: options.Threads = None,
     as_json: Json = False,
@@ -246,7 +265,10 @@ def memory_command(
     counts = parse_counts(lengths, "-p")
     from sash.evaluation.footprint import footprints
 
-    loaded = load(model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, kv=kv, threads=threads)
+    loaded = load(
+        model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, weights=weights, kv=kv,
+        threads=threads,
+    )  # fmt: skip
     found: list[Footprint] = []
     with Interrupt() as interrupt, ReadingBar(max(counts, default=0), None) as bar:
         found += footprints(loaded.lm, counts, cancelled=interrupt, progress=bar.advance)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from sash.lm import LM
 from sash.network.config import ModelConfig
 from sash.network.decoder import Decoder
 from sash.network.packed import network_of
-from sash.network.parts import Part
+from sash.network.parts import Part, Wanted
 from sash.network.shapes import parameter_shapes
 from sash.text.tokenizer import Tokenizer
 
@@ -125,7 +124,7 @@ def random_model(
     config: ModelConfig,
     *,
     name: str,
-    weights: str = "bf16",
+    weights: Wanted = "auto",
     dtype: str = "bfloat16",
     chunk: int = 512,
     kv: str = "auto",
@@ -135,7 +134,7 @@ def random_model(
     Args:
         config: its shape.
         name: what it is called.
-        weights: what they are packed as: "bf16", "int8" or "int4"; "none" leaves them as `dtype`, unpacked.
+        weights: what they are packed as: "bf16", "int8" or "int4"; "auto" leaves them as `dtype`, unpacked.
         dtype: what to compute in.
         chunk: tokens of a prompt that are read at once.
         kv: what keys and values are kept as, see `sash.load`.
@@ -143,10 +142,9 @@ def random_model(
     precision = getattr(torch, dtype)
     checkpoint = RandomCheckpoint(config)
     description = Description(config=config, weights={name: name for name in checkpoint.names()})
-    if weights != "none":
-        plans = plan_parts(checkpoint, description, weights)  # type: ignore[arg-type]
-        # Nothing is lost without minima where values lie evenly about zero.
-        parts = {plan.name: random_part(plan.part, plan.form and replace(plan.form, minimum=False)) for plan in plans}
+    if weights != "auto":
+        plans = plan_parts(checkpoint, description, weights)
+        parts = {plan.name: random_part(plan.part, plan.form) for plan in plans}
         return LM(network_of(config, parts, precision), NoTokenizer(config.vocab_size), name=name, chunk=chunk, kv=kv)
     place = torch.device("cpu")
     backend = dispatch.resolve("auto", place, precision)

@@ -17,13 +17,12 @@ from sash.evaluation.limits import Kind, Limits
 from sash.kernels.packed import PackedWeight
 from sash.network.cache import KVCache
 from sash.network.config import ModelConfig, MoEConfig
-from sash.network.decoder import Decoder
 from sash.network.fused import FusedDecoder
+from sash.network.packed import Network
 from sash.network.shapes import n_active_parameters
 from sash.network.sizing import kv_slots
 
 Bound = Literal["memory", "matrix"]
-Network = Decoder | FusedDecoder
 Weight = Tensor | PackedWeight
 
 
@@ -107,6 +106,23 @@ def key_bytes_of(cache: KVCache) -> float:
     """Bytes of one key and value of one layer, scales included, from a cache of rows that hold equally many tokens."""
     slots = sum(kv_slots(pattern, length) for length in cache.lengths for pattern in cache.config.patterns)
     return cache.nbytes / slots if slots else 0.0
+
+
+def stored(decoder: Network) -> dict[str, int]:
+    """Bytes of the weights by what they are kept as, the most first: "int4", "int8", "bf16" where they are packed.
+
+    Of others it is their dtype. Whatever has one dimension, norms and biases, is left out.
+    """
+    sizes: dict[str, int] = {}
+    for _, weight in _weights(decoder):
+        if isinstance(weight, PackedWeight):
+            kind = weight.kind.removesuffix("m")
+        elif weight.dim() > 1:
+            kind = str(weight.dtype).removeprefix("torch.")
+        else:
+            continue
+        sizes[kind] = sizes.get(kind, 0) + weight.nbytes
+    return dict(sorted(sizes.items(), key=lambda size: -size[1]))
 
 
 def kinds_of(decoder: Network) -> tuple[Kind, Kind]:
