@@ -210,9 +210,10 @@ def _form(name: str, part: Part, sources: tuple[Source, ...], weights: Weights, 
         return PackedForm(kind="bf16", n=part.n, k=part.k)
     kinds, rotation = {source.kind for source in sources}, rotation_of(part.k)
     fine = any(source.bits is not None and source.bits > _MOST_BITS for source in sources)
-    if weights == "int8" or fine or (name in _TABLES and not kinds <= FOUR_BITS):
+    as_it_is = kinds <= FOUR_BITS and group in (None, GROUP)
+    if weights == "int8" or fine or (name in _TABLES and not as_it_is):
         return PackedForm(kind="int8", n=part.n, k=part.k, rotation=rotation)
-    if kinds <= FOUR_BITS and group in (None, GROUP):
+    if as_it_is:
         return PackedForm(kind="int4", n=part.n, k=part.k, group=GROUP, minimum=bool(kinds & WITH_MINIMA))
     return PackedForm(kind="int4m", n=part.n, k=part.k, group=group or USUAL_GROUP, rotation=rotation)
 
