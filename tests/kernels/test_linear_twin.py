@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sash.errors import UsageError
 from sash.kernels import layout, linear
-from sash.kernels.activations import rotate, rotation_of
+from sash.kernels.activations import is_rotation, rotate, rotation_of
 from sash.kernels.linear import fused_multiply_add, linear_twin, quantize_activations
 from sash.kernels.packed import PackedWeight, dequantize
 
@@ -168,9 +168,19 @@ def test_a_rotation_is_symmetric_and_its_own_inverse(block):
 @given(st.integers(1, 5000))
 @settings(max_examples=100, deadline=None)
 def test_the_rotation_is_the_largest_that_fits(k):
-    block = rotation_of(k)
-    assert k % block == 0
-    assert block == max(b for b in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k % b == 0)
+    rotation = rotation_of(k)
+    assert is_rotation(rotation, k)
+    power = max(b for b in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if k % b == 0)
+    assert rotation == (k if power < 512 and k // power <= 15 else power)
+
+
+@pytest.mark.parametrize("k", [3, 12, 40, 96, 576, 640, 832, 1024, 1536])
+def test_any_rotation_is_symmetric_and_undone_by_itself(k):
+    x, rotation = noise(3, 2 * k), rotation_of(k)
+    assert torch.allclose(rotate(rotate(x, rotation), rotation), x, atol=1e-5)
+    matrix = rotate(torch.eye(rotation), rotation)
+    assert torch.allclose(matrix, matrix.T, atol=1e-6)
+    assert matrix.abs().max() <= (2 / rotation) ** 0.5 + 1e-6
 
 
 def test_activations_are_rounded_by_the_largest_of_their_group():

@@ -60,30 +60,97 @@ inline void rotate_block(float* x, float factor) {
   for (int64_t i = 0; i < count; ++i) store16(x + 16 * i, lanes[i] * all16(factor));
 }
 
-// The block Hadamard transform, divided by sqrt(block), in place; k is a multiple of `block`.
-inline void rotate(float* x, int64_t k, int64_t block) {
-  if (block == 1) return;
-  const float factor = 1.0f / std::sqrt(static_cast<float>(block));
+// The stages of a block from `width` values on, then the factor; `width` and `block` are multiples of 16.
+inline void rotate_wide(float* x, int64_t width, int64_t block, float factor) {
+  for (; width < block; width *= 2) {
+    const f32x16 last = all16(2 * width == block ? factor : 1.0f);
+    for (int64_t from = 0; from < block; from += 2 * width)
+      for (int64_t i = from; i < from + width; i += 16) {
+        const f32x16 a = load16(x + i), b = load16(x + i + width);
+        store16(x + i, (a + b) * last);
+        store16(x + i + width, (a - b) * last);
+      }
+  }
+}
+
+inline void rotate_narrow(float* x, int64_t block, float factor) {
+  for (int64_t width = 1; width < block; width *= 2)
+    for (int64_t i = 0; i < block; ++i)
+      if (!(i & width)) {
+        const float a = x[i], b = x[i + width];
+        x[i] = a + b;
+        x[i + width] = a - b;
+      }
+  for (int64_t i = 0; i < block; ++i) x[i] *= factor;
+}
+
+inline void hadamard(float* x, int64_t block, float factor) {
+  switch (block) {
+    case 16: return rotate_block<1>(x, factor);
+    case 32: return rotate_block<2>(x, factor);
+    case 64: return rotate_block<4>(x, factor);
+    case 128: return rotate_block<8>(x, factor);
+    case 256: return rotate_block<16>(x, factor);
+    default: break;
+  }
+  if (block < 16) return rotate_narrow(x, block, factor);
+  for (int64_t part = 0; part < block; part += 256) rotate_block<16>(x + part, 1.0f);
+  rotate_wide(x, 256, block, factor);
+}
+
+constexpr int64_t kMaxBlocks = 15;
+
+// cas(2 pi i j / count) / sqrt(count) with cas = cos + sin, row by row, for every count.
+struct HartleyMatrices {
+  float of[kMaxBlocks + 1][kMaxBlocks * kMaxBlocks];
+
+  HartleyMatrices() {
+    for (int64_t count = 1; count <= kMaxBlocks; ++count)
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t j = 0; j < count; ++j) {
+          const double angle = 6.283185307179586 / static_cast<double>(count) * static_cast<double>(i * j % count);
+          of[count][i * count + j] =
+              static_cast<float>((std::cos(angle) + std::sin(angle)) / std::sqrt(static_cast<double>(count)));
+        }
+  }
+};
+
+// Mixes `count` blocks with each other by a Hartley matrix.
+inline void hartley(float* x, int64_t block, int64_t count, const float* matrix) {
   if (block < 16) {
-    for (int64_t from = 0; from < k; from += block) {
-      for (int64_t width = 1; width < block; width *= 2)
-        for (int64_t i = 0; i < block; ++i)
-          if (!(i & width)) {
-            const float a = x[from + i], b = x[from + i + width];
-            x[from + i] = a + b;
-            x[from + i + width] = a - b;
-          }
-      for (int64_t i = 0; i < block; ++i) x[from + i] *= factor;
+    float from[kMaxBlocks];
+    for (int64_t at = 0; at < block; ++at) {
+      for (int64_t i = 0; i < count; ++i) from[i] = x[i * block + at];
+      for (int64_t j = 0; j < count; ++j) {
+        float sum = from[0] * matrix[j * count];
+        for (int64_t i = 1; i < count; ++i) sum = sum + from[i] * matrix[j * count + i];
+        x[j * block + at] = sum;
+      }
     }
     return;
   }
-  for (int64_t from = 0; from < k; from += block) switch (block / 16) {
-      case 1: rotate_block<1>(x + from, factor); break;
-      case 2: rotate_block<2>(x + from, factor); break;
-      case 4: rotate_block<4>(x + from, factor); break;
-      case 8: rotate_block<8>(x + from, factor); break;
-      default: rotate_block<16>(x + from, factor);
+  f32x16 from[kMaxBlocks];
+  for (int64_t at = 0; at < block; at += 16) {
+    for (int64_t i = 0; i < count; ++i) from[i] = load16(x + i * block + at);
+    for (int64_t j = 0; j < count; ++j) {
+      f32x16 sum = from[0] * all16(matrix[j * count]);
+      for (int64_t i = 1; i < count; ++i) sum = sum + from[i] * all16(matrix[j * count + i]);
+      store16(x + j * block + at, sum);
     }
+  }
+}
+
+// Mixes each run of `rotation` values, in place: blocks of a power of two by Hadamard matrices over the square root of
+// their size, then, where a run has several blocks, these with each other. k is a multiple of `rotation`.
+inline void rotate(float* x, int64_t k, int64_t rotation) {
+  if (rotation == 1) return;
+  const int64_t block = rotation & -rotation, count = rotation / block;
+  const float factor = 1.0f / std::sqrt(static_cast<float>(block));
+  for (float* at = x; at < x + k; at += block)
+    if (block > 1) hadamard(at, block, factor);
+  if (count == 1) return;
+  static const HartleyMatrices matrices;
+  for (float* at = x; at < x + k; at += rotation) hartley(at, block, count, matrices.of[count]);
 }
 
 inline float largest_of(const float* x, int64_t from, int64_t upto) {

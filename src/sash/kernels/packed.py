@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sash.errors import UsageError
 from sash.kernels import layout
-from sash.kernels.activations import MAX_ROTATION, rotate
+from sash.kernels.activations import is_rotation, rotate, rotation_of
 
 Kind = Literal["bf16", "int8", "int4", "int4m"]
 """What a weight's values are; `int4m` is int4 whose groups have integer multipliers instead of scales."""
@@ -66,11 +66,12 @@ class PackedForm:
             raise UsageError(f"only int4 weights have groups; got one of {self.group} for {self.kind}")
         if self.kind != "int4" and self.minimum:
             raise UsageError(f"only int4 weights have minima, and {self.kind} is another kind")
-        block = self.rotation
-        if not 1 <= block <= MAX_ROTATION or block & (block - 1) or self.k % block:
-            raise UsageError(f"a rotation mixes a power of two of inputs that divides {self.k}, up to 256; got {block}")
-        if block > 1 and self.kind not in ("int8", "int4m"):
-            raise UsageError(f"only int8 and int4m weights are rotated; got a rotation of {block} for {self.kind}")
+        if not is_rotation(self.rotation, self.k):
+            raise UsageError(f"a rotation mixes {rotation_of(self.k)} of {self.k} inputs, say; got {self.rotation}")
+        if self.rotation > 1 and self.kind not in ("int8", "int4m"):
+            raise UsageError(
+                f"only int8 and int4m weights are rotated; got a rotation of {self.rotation} for {self.kind}"
+            )
 
     def tensors(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Type and shape of each tensor.
