@@ -30,6 +30,8 @@ OFFERED = {"transformers": ("bf16",), "vllm": ("bf16",), "llama.cpp": WEIGHTS, "
 """Which weights each rival has."""
 
 RANDOM = "random 1.0B"
+INT4 = {"weights": "int4"}
+"""How Sash loads the real files: what they have in 4 bits it keeps as it is, the rest as int8."""
 
 
 def works_of(options: argparse.Namespace) -> list[Work]:
@@ -52,8 +54,8 @@ def contestants_of(options: argparse.Namespace, field: Field) -> list[Contestant
             name=f"sash {weights}",
             engine="sash",
             python=Path(sys.executable),
-            model=models.hugging_face(folder),
-            load={"weights": weights, **kv},
+            model=models.quantised(folder, weights),
+            load={"weights": "bf16" if weights == "bf16" else "auto", **kv},
         )
         for weights in options.weights
     ]
@@ -89,7 +91,7 @@ def real_contestants(options: argparse.Namespace, field: Field, name: str) -> li
     python = python_of(options.folder, RIVALS["llama.cpp"])
     field.weights |= {f"{engine} {short}": "as stored" for engine in ("sash", "llama.cpp")}
     return [
-        Contestant(name=f"sash {short}", engine="sash", python=Path(sys.executable), model=path),
+        Contestant(name=f"sash {short}", engine="sash", python=Path(sys.executable), model=path, load=INT4),
         Contestant(name=f"llama.cpp {short}", engine="llama.cpp", python=python, model=path),
     ]
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from rival_engines import random_model
 from rival_engines.environments import RIVALS, InstallFailed, python_of
+
+HOUSE = Path(__file__).parents[2]
 
 GGUF_KINDS = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
 """What llama.cpp calls the formats nearest to ours."""
@@ -20,6 +23,20 @@ REAL = {"SmolLM2-135M Q4_1": "smollm2-135m-instruct", "Gemma 3 270M Q4_K_M": "ge
 def hugging_face(folder: Path) -> Path:
     """The random model as transformers, vLLM and Sash read it."""
     return random_model.make(folder / "models" / "hugging-face")
+
+
+def quantised(folder: Path, weights: str) -> Path:
+    """The random model as `sash quantize` writes it, anew where Sash has changed; bf16 needs no format of its own."""
+    source = hugging_face(folder)
+    if weights == "bf16":
+        return source
+    path = folder / "models" / f"sash-{weights}"
+    writers = (HOUSE / "src" / "sash").glob("[cknq]*/*.py")  # checkpoint, kernels, network, quantize
+    if path.exists() and path.stat().st_mtime < max(file.stat().st_mtime for file in writers):
+        shutil.rmtree(path)
+    if not path.exists():
+        _run([sys.executable, "-m", "sash", "quantize", str(source), "--bits", weights[-1], "--out", str(path)])
+    return path
 
 
 def gguf(folder: Path, weights: str) -> Path:
@@ -61,7 +78,7 @@ def text_ids(name: str) -> list[int]:
     """Five chapters of *Emma* in the tokens of a model of the catalogue."""
     from sash.cli.known_model import open_tokenizer
 
-    chapters = Path(__file__).parents[2] / "examples" / "emma_chapters_1_to_5.txt"
+    chapters = HOUSE / "examples" / "emma_chapters_1_to_5.txt"
     return open_tokenizer(real(name)).encode(chapters.read_text(encoding="utf-8"))
 
 
