@@ -58,8 +58,9 @@ def load(
         kv: what the rolling buffer keeps keys and values as: "auto" (as they are computed), "bf16", or "int8" with a
             scale a token and head, which takes about half of the memory of bfloat16.
         weights: what to keep weights as: "bf16", "int8" or "int4", packed for the native kernels. "auto": what a folder
-            of `sash quantize` holds; of other checkpoints tensors of `dtype` if there is memory for them, else int8,
-            else int4.
+            of `sash quantize` holds; of other checkpoints what comes nearest to what they are stored in, as far as
+            there is memory: a GGUF file's blocks of 4 bits as they are and the rest of it as int8, unless `dtype` says
+            otherwise.
 
     Returns:
         An `LM`, or for an encoder such as Longformer a `MaskedLM`.
@@ -111,6 +112,7 @@ def _load(
             device=device,
             backend=backend,
             forced=attention != "auto",
+            told=not unsaid,
         )
     if network.config.forced_window is not None:
         logger.warning(
@@ -139,7 +141,7 @@ def _use_threads(threads: int | None) -> None:
         if threads < 1:
             raise UsageError(f"threads counts CPU threads, so it is 1 or more; got {threads}")
         torch.set_num_threads(threads)
-        native.set_threads(threads)
+    native.set_threads(torch.get_num_threads())
 
 
 def _device(device: str | torch.device) -> torch.device:
