@@ -36,7 +36,7 @@ help:
 	@echo 'make test-large   the tests that need 24 GiB of memory'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make bench        every benchmark but the rivals; a table each'
-	@echo 'make rivals       Sash against transformers, vLLM, llama.cpp and OpenVINO (installs them: 10 GB, an hour or two)'
+	@echo 'make rivals       Sash against transformers, vLLM, llama.cpp and OpenVINO (installs them: 15 GB, an hour or two)'
 	@echo 'make docs         write docs/cli.md anew and check the links of the pages'
 	@echo 'make clean        remove .venv, build and caches (pulled models stay; see sash rm)'
 
