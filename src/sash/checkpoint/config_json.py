@@ -9,6 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sash.checkpoint.stored import quoted
@@ -80,12 +81,17 @@ def _read_fields(kind: Any, value: object, where: str) -> Any:
     if odd:
         wrong = "is not known" if odd[0] in value else "is missing"
         raise ConfigError(f"{where}.{quoted(odd[0])[1:-1]} {wrong}: this version of Sash writes other files")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     given = {name: read_typed(hints[name], value[name], f"{where}.{name}") for name in sorted(names)}
     try:
         return kind(**given)
     except SashError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _read_either(kinds: tuple[Any, ...], value: object, where: str) -> Any:

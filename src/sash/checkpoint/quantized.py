@@ -100,8 +100,8 @@ def read_parts(checkpoint: Checkpoint) -> Parts:
         ConfigError: a configuration that cannot be.
     """
     header = Header.from_json(checkpoint.config)
-    forms, tensors = _forms(header), _expected(header)
-    _check_tensors(checkpoint, tensors)
+    forms = _forms(header)
+    _check_tensors(checkpoint, _expected(header, forms))
     found: Parts = {}
     for name in parts_of(header.config):
         form = forms.get(name)
@@ -119,7 +119,8 @@ def nbytes_of(checkpoint: Checkpoint) -> int:
     Raises:
         CheckpointError, ConfigError: as `read_parts`.
     """
-    expected = _expected(Header.from_json(checkpoint.config))
+    header = Header.from_json(checkpoint.config)
+    expected = _expected(header, _forms(header))
     _check_tensors(checkpoint, expected)
     return sum(dtype.itemsize * prod(shape) for dtype, shape in expected.values())
 
@@ -142,9 +143,9 @@ def _forms(header: Header) -> dict[str, PackedForm]:
     return forms
 
 
-def _expected(header: Header) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def _expected(header: Header, forms: Mapping[str, PackedForm]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Type and shape of every tensor that the file should hold."""
-    forms, expected = _forms(header), {}
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name, part in parts_of(header.config).items():
         if part.join == "plain":
             expected[name] = (torch.float32, part.shape)
