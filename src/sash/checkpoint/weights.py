@@ -60,7 +60,7 @@ def load_network(
         CheckpointError: the checkpoint is broken.
     """
     plain_only = forced or device.type != "cpu" or dtype != torch.bfloat16 or why_not(config) is not None
-    usual = (None, "int8", "int4") if plain_only else _usual(checkpoint, told)
+    usual: tuple[Weights | None, ...] = (None, "int8", "int4") if plain_only else _usual(checkpoint, told)
     chosen = _choose(checkpoint, description, config, weights, dtype, device, usual)
     if chosen is None:
         build = load_weights(lambda: Decoder(config, backend), description, checkpoint, dtype, device)
