@@ -18,9 +18,10 @@ from sash.checkpoint import header
 from sash.checkpoint.binary_file import BinaryFile
 from sash.checkpoint.gguf import GgufFile
 from sash.checkpoint.json_object import read_object
+from sash.checkpoint.refusals import PICKLES, pickle_error, unrecognised
 from sash.checkpoint.safetensors import SafetensorsFile
 from sash.checkpoint.stored import StoredTensor, quoted
-from sash.errors import CheckpointError, ModelNotFoundError, UnsupportedError
+from sash.errors import CheckpointError, ModelNotFoundError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,7 +39,6 @@ MAX_INDEX_BYTES = 16 * 2**20
 MAX_INDEX_VALUES = 200_000
 MAX_SHARDS = 1_024
 
-_PICKLES = frozenset({".bin", ".pth", ".pt", ".pkl", ".ckpt", ".pt2"})
 _SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,199}\.safetensors")
 _NUMBERED = re.compile(r"consolidated[.-](\d{1,5})-of-(\d{1,5})\.safetensors")
 
@@ -191,13 +191,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     ggufs = sorted(name for name in files if name.lower().endswith(".gguf"))
     if len(ggufs) == 1:
         return _open_gguf(path / ggufs[0])
-    raise _unrecognised(path, files, ggufs)
+    raise unrecognised(path, files, ggufs)
 
 
 def _open_file(path: Path) -> Checkpoint:
     suffix = path.suffix.lower()
-    if suffix in _PICKLES:
-        raise _pickle_error(path)
+    if suffix in PICKLES:
+        raise pickle_error(path)
     if suffix == ".safetensors":
         raise CheckpointError(f"{path} holds weights without a configuration: give the folder that it belongs to")
     return _open_gguf(path)
@@ -266,8 +266,8 @@ def _weight_map(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map that says which tensor is in which file")
     for name, shard in weight_map.items():
-        if isinstance(shard, str) and Path(shard).suffix.lower() in _PICKLES:
-            raise _pickle_error(path.parent)
+        if isinstance(shard, str) and Path(shard).suffix.lower() in PICKLES:
+            raise pickle_error(path.parent)
         if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
             shown = quoted(shard) if isinstance(shard, str) else "something else"
             raise CheckpointError(
@@ -290,32 +290,3 @@ def _select(
     if extra:
         logger.warning("%s: %d tensors that the index does not list are left out", path, extra)
     return {name: tensors[name] for name in weight_map}
-
-
-def _pickle_error(path: Path) -> UnsupportedError:
-    return UnsupportedError(
-        f"{path} holds pickled weights, which can run code when they are opened, so they are never read: download the "
-        "model as .safetensors, or convert it on a machine you can lose with convert.py of the safetensors project "
-        "(its bindings/python folder)"
-    )
-
-
-def _unrecognised(path: Path, files: set[str], ggufs: list[str]) -> CheckpointError | UnsupportedError:
-    """The error for a folder that is no model, naming what it lacks."""
-    if len(ggufs) > 1:
-        return CheckpointError(f"{path} holds {len(ggufs)} .gguf files: name one of them, {ggufs[0]} say")
-    if any(Path(name).suffix.lower() in _PICKLES for name in files) and not any(
-        name.endswith(".safetensors") for name in files
-    ):
-        return _pickle_error(path)
-    if "config.json" in files:
-        return CheckpointError(
-            f"{path} has a config.json but neither model.safetensors nor model.safetensors.index.json: "
-            "the download is not complete"
-        )
-    if "params.json" in files:
-        return CheckpointError(f"{path} has a params.json but no consolidated*.safetensors: download it again")
-    return CheckpointError(
-        f"{path} is no model: it has neither config.json with model.safetensors, nor params.json with "
-        "consolidated.safetensors, nor a .gguf file"
-    )
