@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sash.errors import UsageError
-from sash.kernels import layout
+from sash.kernels import layout, native
 from sash.kernels.activations import quantize_activations, rotate
 from sash.kernels.packed import PackedWeight, present
 
@@ -32,6 +32,10 @@ _EXACT_INPUTS = 1024
 """So many products of two int8 values (127 x 127) add up to less than 2^24, so float32 holds every partial sum."""
 
 _SCRATCH_VALUES = 1 << 22
+
+_BELOW_FLOAT32 = (1 << 29) - 1
+"""The bits of a float64 that a float32 lacks; `_HALF_FLOAT32` is half of the last that it has."""
+_HALF_FLOAT32 = 1 << 28
 
 
 def linear(x_TK: Tensor, weight: PackedWeight) -> Tensor:
@@ -46,6 +50,8 @@ def linear(x_TK: Tensor, weight: PackedWeight) -> Tensor:
     """
     if x_TK.dim() != 2 or x_TK.shape[1] != weight.k or x_TK.dtype != torch.float32:
         raise UsageError(f"activations are float32 [tokens, {weight.k}]; got {x_TK.dtype} {list(x_TK.shape)}")
+    if native.available() and weight.data.device.type == "cpu":
+        return native.Linear(weight)(x_TK.contiguous())
     return linear_twin(x_TK, weight)
 
 
@@ -130,9 +136,11 @@ def fused_multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """
     product, addend = a.double() * b.double(), c.double()
     total = product + addend
+    bits = total.view(torch.int64)
+    if not bool((bits & _BELOW_FLOAT32 == _HALF_FLOAT32).any()):
+        return total.float()  # Nothing lies half way between two float32, where alone a lost bit could tip it.
     apart = total - product
     lost = (product - (total - apart)) + (addend - apart)
-    bits = total.view(torch.int64)
     towards = torch.where((lost > 0) == (total > 0), 1, -1)
     odd = torch.where((lost != 0) & (bits & 1 == 0), bits + towards, bits)
     return odd.view(torch.float64).float()
