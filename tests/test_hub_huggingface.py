@@ -311,6 +311,7 @@ def test_repositories_without_one_readable_model_are_refused(files, words):
             "all",
         ),
         (["consolidated.safetensors", "params.json", "tokenizer.model.v3"], "all"),
+        (["model.safetensors", "sash.json", "tokenizer.gguf", "LICENSE"], "all"),
         (["model.safetensors", "x.gguf", "config.json", "flax_model.msgpack"], ["config.json", "model.safetensors"]),
         (["consolidated.safetensors", "params.json", "model.safetensors"], ["consolidated.safetensors", "params.json"]),
     ],

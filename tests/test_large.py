@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from sash.checkpoint import open_checkpoint
+from sash.checkpoint import open_checkpoint, quantized
 from sash.checkpoint.description import read_description
 from sash.checkpoint.load import load_weights
+from sash.evaluation.random_weights import RandomCheckpoint, random_part
+from sash.explain.presets import PRESETS
+from sash.families import Description
 from sash.lm import LM
 from sash.network.config import ModelConfig
 from sash.network.decoder import Decoder
@@ -108,3 +113,38 @@ def test_mistral_7b_at_full_size(folder: Path) -> None:
     assert completion.stats.kv_bytes == 512 * 2**20
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     assert int(peak.split()[1]) * 1024 < 24 * 2**30
+
+
+MAPPED = """
+import sys
+import sash.loading
+from tests.conftest import ByteTokenizer
+
+sash.loading.tokenizer_of = lambda checkpoint: ByteTokenizer()
+lm = sash.load(sys.argv[1])
+lm.generate([3, 4, 5, 6], max_tokens=1, ignore_eos=True)
+print(next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmRSS")))
+"""
+
+
+@pytest.mark.large
+@pytest.mark.timeout(3600)
+def test_mistral_7b_in_4_bits_takes_little_more_memory_than_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PRESETS["mistral-7b"]
+    checkpoint = RandomCheckpoint(config)
+    description = Description(config, {name: name for name in checkpoint.names()})
+    monkeypatch.setattr(quantized, "copy_tokenizer", lambda checkpoint, target: "folder")
+    monkeypatch.setattr(quantized, "copy_licence", lambda checkpoint, target: None)
+    monkeypatch.setattr(quantized.PartPlan, "make", lambda plan: random_part(plan.part, plan.form))
+    quantized.save_quantized(checkpoint, description, tmp_path / "q", weights="int4")
+    size = (tmp_path / "q" / "model.safetensors").stat().st_size
+    assert size < 4.3 / 8 * PARAMETERS
+    # In a process of its own, so that only loading counts; every weight is read once to write a token.
+    command = [sys.executable, "-c", MAPPED, str(tmp_path / "q")]
+    told = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True, timeout=900
+    )
+    shutil.rmtree(tmp_path / "q")
+    assert size < int(told.stdout) < 1.1 * size

@@ -30,7 +30,8 @@ from sash.hub.store import (
 )
 
 _SIDE_FILE = re.compile(
-    r"[\w.-]+\.json|[\w.-]+\.jinja|merges\.txt|vocab\.txt|tokenizer\.model(\.v\d\w*)?|(LICENSE|LICENCE|NOTICE)[\w.]*|README\.md"
+    r"[\w.-]+\.json|[\w.-]+\.jinja|merges\.txt|vocab\.txt|tokenizer\.model(\.v\d\w*)?|tokenizer\.gguf"
+    r"|(LICENSE|LICENCE|NOTICE)[\w.]*|README\.md"
 )
 _PICKLE = (".bin", ".pth", ".pt", ".ckpt")
 
@@ -73,7 +74,7 @@ def wanted(name: str, paths: Iterable[str]) -> tuple[str, list[str]]:
     """Which files of a repository to fetch, and what to load: a GGUF file, or "." for the directory.
 
     Safetensors win over GGUF, and the Hugging Face layout over Mistral's own where a repository has both (each is
-    the whole model).
+    the whole model). A folder that `sash quantize` wrote has its tokenizer in a GGUF file that is no model.
 
     Raises:
         UnsupportedError: only pickle checkpoints, several GGUF files to choose from, or no weights at all.
@@ -90,7 +91,7 @@ def wanted(name: str, paths: Iterable[str]) -> tuple[str, list[str]]:
         return ".", sorted([path for path in side if path != "params.json"] + own)
     if tensors:
         return ".", sorted(side + (native or own))
-    ggufs = [path for path in top if path.endswith(".gguf")]
+    ggufs = [path for path in top if path.endswith(".gguf") and path not in side]
     if len(ggufs) == 1:
         return ggufs[0], sorted(side + ggufs)
     if ggufs:
