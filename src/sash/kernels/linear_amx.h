@@ -326,11 +326,13 @@ inline void multiply_multiplied_tiles(const Product& product, int64_t first, int
   }
 }
 
-constexpr int64_t kVectorRows = 4;  // So many rows of integers are faster without tiles, and exactly the same.
+// So many rows of integers are faster without tiles, and exactly the same.
+constexpr int64_t kVectorRows8 = 4, kVectorRows4 = 8;
 
 inline void multiply_by_tiles(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
   if (product.linear->kind == Kind::bf16) return multiply_tiles<false>(product, first, last, row, count);
-  if (count <= kVectorRows) return multiply_by_vectors(product, first, last, row, count);
+  if (count <= (product.linear->kind == Kind::int8 ? kVectorRows8 : kVectorRows4))
+    return multiply_by_vectors(product, first, last, row, count);
   if (product.linear->kind == Kind::int8) return multiply_tiles<true>(product, first, last, row, count);
   if (product.linear->multiplier != nullptr) return multiply_multiplied_tiles(product, first, last, row, count);
   multiply_int4_tiles(product, first, last, row, count);

@@ -6,7 +6,7 @@
 
 namespace sash::SASH_ISA {
 
-constexpr int64_t kRows = 4;          // Rows that share an unpacked line.
+constexpr int64_t kRows = 8;          // Rows that share an unpacked line at most.
 constexpr int64_t kAhead = 3072;      // Bytes of weights that are asked for ahead of use.
 
 // act(gate) * up, both [16].
@@ -198,17 +198,17 @@ inline void tile_rows(const Product& product, const Form& form, int64_t tile, in
 inline void multiply_by_vectors(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
   const Form form(*product.linear);
   const Sink sink{product};
-  f32x16 even[kRows * 4], out[kRows];
-  for (int64_t from = row; from < row + count; from += kRows * 4) {
-    const int64_t upto = from + kRows * 4 < row + count ? from + kRows * 4 : row + count;
+  constexpr int64_t kTogether = 16;  // Rows that go by while a tile of weights is near.
+  f32x16 even[kTogether], out[kRows];
+  for (int64_t from = row; from < row + count; from += kTogether) {
+    const int64_t upto = from + kTogether < row + count ? from + kTogether : row + count;
     for (int64_t tile = first; tile < last; ++tile)
       for (int64_t at = from; at < upto;) {
-        const int64_t n = upto - at >= kRows ? kRows : 1;
-        if (n == kRows) {
-          tile_rows<kRows>(product, form, tile, at, out);
-        } else {
-          tile_rows<1>(product, form, tile, at, out);
-        }
+        const int64_t n = upto - at >= kRows ? kRows : upto - at >= 4 ? 4 : upto - at >= 2 ? 2 : 1;
+        if (n == kRows) tile_rows<kRows>(product, form, tile, at, out);
+        else if (n == 4) tile_rows<4>(product, form, tile, at, out);
+        else if (n == 2) tile_rows<2>(product, form, tile, at, out);
+        else tile_rows<1>(product, form, tile, at, out);
         for (int64_t i = 0; i < n; ++i) sink.put(at + i, tile, out[i], even[at + i - from]);
         at += n;
       }
