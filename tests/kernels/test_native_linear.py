@@ -7,11 +7,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sash.errors import UsageError
+from sash.errors import CheckpointError, UsageError
 from sash.kernels import isa, layout, native
-from sash.kernels.activations import rotation_of
+from sash.kernels.activations import rotate, rotation_of
 from sash.kernels.linear import linear_twin
 from sash.kernels.packed import PackedForm, PackedWeight
+from sash.quantize.rounding import int8_rows
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="native kernels do not serve here: torch does")
 
@@ -132,3 +133,20 @@ def test_zeros_and_tiny_values_stay_finite():
         out = native.Linear(weight_of(form, 16, 64, 0))(x_TK)
         assert out[:2].abs().max() < 1e-30
         assert not out[2].isnan().any()
+
+
+@given(st.integers(1, 50), st.integers(1, 700), st.integers(0, 2**16))
+@settings(max_examples=30, deadline=None)
+def test_rows_are_packed_as_torch_packs_them(n, k, seed):
+    weight_NK, rotation = rows_of(n, k, seed), rotation_of(k)
+    data, scale_N = native.pack_int8(weight_NK, rotation)
+    q_NK, wanted_N = int8_rows(rotate(weight_NK, rotation))
+    torch.testing.assert_close(scale_N, wanted_N, rtol=1e-6, atol=0)
+    apart = (layout.unpack_int8(data, n, k).int() - q_NK.int()).abs()
+    assert apart.max() <= 1  # a value half way between two may fall to either
+    assert (apart > 0).float().mean() < 0.01
+
+
+def test_a_weight_that_is_not_finite_is_refused():
+    with pytest.raises(CheckpointError, match="not finite"):
+        native.pack_int8(torch.tensor([[1.0, float("nan")]]), 1)

@@ -222,4 +222,21 @@ inline void clear_rows(const Form& form, const Rows& rows, int64_t from, int64_t
   }
 }
 
+// Row `row` of a tile of int8 weights: rotated, rounded by its largest value, and put into the tile's lines.
+// `scratch` holds padded_k floats.
+inline void pack_row(const float* x, int64_t k, int64_t padded_k, int64_t rotation, int64_t row, char* tile, float* scale,
+                     float* scratch) {
+  std::memcpy(scratch, x, static_cast<size_t>(k) * 4);
+  for (int64_t i = k; i < padded_k; ++i) scratch[i] = 0;
+  rotate(scratch, k, rotation);
+  const float largest = largest_of(scratch, 0, padded_k);
+  alignas(64) char rounded[kTile * kBlock];
+  for (int64_t from = 0; from < padded_k; from += kBlock) {
+    round_inputs(scratch + from, 0, kBlock, largest, rounded);
+    char* to = tile + from / kBlock * 1024 + row * 4;
+    for (int64_t quad = 0; quad < 16; ++quad) std::memcpy(to + quad * 64, rounded + quad * 4, 4);
+  }
+  *scale = largest / 127.0f;
+}
+
 }  // namespace sash::SASH_ISA

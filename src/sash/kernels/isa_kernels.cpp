@@ -33,8 +33,8 @@ void multiply(const Product& product, int64_t first, int64_t last, int64_t row, 
 const KernelTable& table() {
   static const KernelTable filled{
       SASH_NAME(SASH_ISA), enter,     leave,     prepare_row, clear_rows,
-      multiply,            normalise, turn_head, keep_head,   attend_rows,
-      attention_scratch_bytes,
+      multiply,            normalise, turn_head, keep_head,   pack_row,
+      attend_rows,         attention_scratch_bytes,
   };
   return filled;
 }

@@ -149,6 +149,12 @@ void bind_work(nb::module_& module) {
       },
       nb::call_guard<nb::gil_scoped_release>());
   module.def(
+      "pack",
+      [](uintptr_t x, int64_t n_rows, int64_t k, int64_t rotation, uintptr_t data, uintptr_t scale) {
+        stepper().pack(at<const float>(x), n_rows, k, rotation, at<char>(data), at<float>(scale));
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+  module.def(
       "normalise",
       [](uintptr_t x, const Norm& norm, int64_t n_rows, int64_t k, uintptr_t out) {
         stepper().normalise(at<const float>(x), norm, n_rows, k, at<float>(out));

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sash.errors import UnsupportedError, UsageError
-from sash.kernels import isa
+from sash.errors import CheckpointError, UnsupportedError, UsageError
+from sash.kernels import isa, layout
 from sash.kernels.packed import PackedWeight
 
 _KINDS = {"bf16": 0, "int8": 1, "int4": 2, "int4m": 2}
@@ -130,6 +130,26 @@ class Norm:
         out_TD = torch.empty_like(x_TD)
         module().normalise(x_TD.data_ptr(), self.native, *x_TD.shape, out_TD.data_ptr())
         return out_TD
+
+
+def pack_int8(weight_NK: Tensor, rotation: int) -> tuple[Tensor, Tensor]:
+    """Rotate rows and round each to int8 with a scale of its own; see `sash.quantize.rounding.int8_rows`.
+
+    Returns:
+        int8 [tiles, padded K / 64, 16, 16, 4], and float32 scales [N].
+
+    Raises:
+        CheckpointError: a value that is not finite.
+    """
+    check_rows(weight_NK, weight_NK.shape[-1])
+    if not bool(weight_NK.isfinite().all()):
+        raise CheckpointError("a weight has values that are not finite: the checkpoint is broken, download it again")
+    n, k = weight_NK.shape
+    padded_n, padded_k = layout.padded(n, k)
+    data = torch.zeros(padded_n // layout.TILE, padded_k // 64, 16, 16, 4, dtype=torch.int8)
+    scale_N = torch.empty(n)
+    module().pack(weight_NK.data_ptr(), n, k, rotation, data.data_ptr(), scale_N.data_ptr())
+    return data, scale_N
 
 
 def check_rows(x_TK: Tensor, k: int) -> None:

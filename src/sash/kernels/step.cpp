@@ -371,4 +371,18 @@ void Stepper::normalise(const float* x, const Norm& norm, int64_t n_rows, int64_
   for (int64_t row = 0; row < n_rows; ++row) table_.normalise(x + row * k, norm, k, out + row * k);
 }
 
+void Stepper::pack(const float* x, int64_t n_rows, int64_t k, int64_t rotation, char* data, float* scale) {
+  const int64_t padded_k = ceil_div(k, kBlock) * kBlock, tile_bytes = padded_k * kTile;
+  Carver carver(scratch_.room(static_cast<size_t>(pool_.size()) * (static_cast<size_t>(padded_k) * 4 + 64)));
+  std::vector<float*> floats;
+  for (int thread = 0; thread < pool_.size(); ++thread) floats.push_back(carver.take<float>(static_cast<size_t>(padded_k)));
+  region([&](Team& team) {
+    team.share(ceil_div(n_rows, kTile), [&](int64_t tile) {
+      for (int64_t row = tile * kTile; row < std::min(n_rows, (tile + 1) * kTile); ++row)
+        table_.pack_row(x + row * k, k, padded_k, rotation, row % kTile, data + tile * tile_bytes, scale + row,
+                        floats[team.index()]);
+    });
+  });
+}
+
 }  // namespace sash

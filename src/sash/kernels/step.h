@@ -108,6 +108,9 @@ class Stepper {
   // out = x / rms(x) * weight, [n_rows][k].
   void normalise(const float* x, const Norm& norm, int64_t n_rows, int64_t k, float* out);
 
+  // Packs rows of weights, float32 [n_rows][k], as int8 tiles with a scale a row.
+  void pack(const float* x, int64_t n_rows, int64_t k, int64_t rotation, char* data, float* scale);
+
  private:
   struct Frame;
   void attend_half(Team& team, const Layer& layer, Frame& frame);

@@ -26,6 +26,9 @@ struct KernelTable {
   void (*turn_head)(const float* x, const Norm& norm, const Angles& angles, int64_t head_dim, float* out);
   // Stores a head as bfloat16, or where `scale` is given as int8 with that scale.
   void (*keep_head)(const float* x, int64_t head_dim, char* to, float* scale);
+  // Packs a row of int8 weights into its tile.
+  void (*pack_row)(const float* x, int64_t k, int64_t padded_k, int64_t rotation, int64_t row, char* tile, float* scale,
+                   float* scratch);
   // See attention.h.
   void (*attend_rows)(const AttentionTask& task, int64_t first_row, int64_t last_row, void* scratch);
   size_t (*attention_scratch_bytes)(int64_t head_dim);

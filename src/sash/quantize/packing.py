@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sash.errors import UsageError
-from sash.kernels import layout
+from sash.kernels import layout, native
 from sash.kernels.activations import rotate
 from sash.kernels.packed import PackedForm, PackedWeight
 from sash.quantize.rounding import int4_groups, int4_multiples, int8_rows
@@ -41,8 +41,12 @@ class Packer:
         if kind == "bf16":
             self._place(len(weight_NK), data=layout.pack_bf16(weight_NK))
         elif kind == "int8":
-            q_NK, scale_N = int8_rows(self._rotated(weight_NK))
-            self._place(len(weight_NK), data=layout.pack_int8(q_NK), scale=scale_N)
+            if native.available():
+                data, scale_N = native.pack_int8(weight_NK, self._form.rotation)
+            else:
+                q_NK, scale_N = int8_rows(self._rotated(weight_NK))
+                data = layout.pack_int8(q_NK)
+            self._place(len(weight_NK), data=data, scale=scale_N)
         elif kind == "int4m":
             q_NK, scale_N, multiplier_NG = int4_multiples(self._rotated(weight_NK), self._form.group)
             packed = layout.pack_groups(self._filled(multiplier_NG))
