@@ -6,9 +6,9 @@
 
 namespace sash {
 
-constexpr int64_t kKeyBlock = 64;     // Keys are taken by blocks at absolute positions 64b to 64b+63.
-constexpr int64_t kQueryPair = 32;    // Query rows that are worked on together: two tiles of 16.
-constexpr int64_t kUnitRows = 512;    // Query rows that share a gathered block of keys at most.
+constexpr int64_t kKeyBlock = 32;   // Keys are taken by blocks at absolute positions 32b to 32b + 31 ...
+constexpr int64_t kKeyGroup = 256;  // ... and values are summed up by groups of blocks, at 256g to 256g + 255.
+constexpr int64_t kQueryPair = 32;  // Query rows that are worked on together: two tiles of 16.
 constexpr int64_t kMaxHeadDim = 256;
 
 // Consecutive positions of one key/value head. Rows of keys and of values are `stride` bytes apart and hold head_dim
@@ -39,11 +39,17 @@ struct AttentionTask {
   int64_t rows() const { return n_tokens * per_group; }
 };
 
-// How many query rows one call should take, so that `n_tasks` tasks of `rows` rows make enough units for all threads
-// to end together, and yet share what a gathered block of keys costs among many rows.
+// Query rows that share a gathered group of keys at most: their sums, queries and the group fit a second-level cache.
+inline int64_t attention_max_rows(int64_t head_dim) {
+  const int64_t rows = 131072 / head_dim / kQueryPair * kQueryPair;
+  return rows < 1024 ? rows : 1024;
+}
+
+// How many query rows one call should take, so that `n_tasks` tasks of `rows` rows make enough units for all threads to
+// end together, and yet share what gathering a group of keys costs among many rows.
 inline int64_t attention_unit_rows(int64_t rows, int64_t n_tasks, int64_t n_threads) {
-  const int64_t fair = rows * n_tasks / (4 * n_threads);
-  const int64_t wanted = fair < 2 * kQueryPair ? 2 * kQueryPair : fair > kUnitRows ? kUnitRows : fair;
+  const int64_t most = 1024, fair = rows * n_tasks / (4 * n_threads);
+  const int64_t wanted = fair < 2 * kQueryPair ? 2 * kQueryPair : fair > most ? most : fair;
   const int64_t parts = (rows + wanted - 1) / wanted;
   return (rows + parts * kQueryPair - 1) / (parts * kQueryPair) * kQueryPair;
 }

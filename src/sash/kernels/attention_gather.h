@@ -1,4 +1,4 @@
-// Gathering a block of 64 keys from wherever they lie, into the layouts of the products.
+// Gathering a block of keys from wherever they lie, into the layouts of the products.
 #pragma once
 
 #include "attention_scratch.h"
@@ -8,8 +8,10 @@ namespace sash::SASH_ISA {
 struct BlockRows {
   const char* keys[kKeyBlock];
   const char* values[kKeyBlock];
-  bool scaled;  // Some rows are int8: scores and weights are to be multiplied by their factors.
-  bool int8;    // All rows are still int8.
+  bool scaled;      // Some rows are int8: they have factors.
+  bool int8;        // All rows are still int8.
+  bool whole;       // All rows are of one run ...
+  int64_t stride;   // ... and this far apart.
 };
 
 alignas(64) static const char kZeroRow[2 * kMaxHeadDim] = {};
@@ -19,12 +21,14 @@ inline void widen_row(uint16_t* to, const char* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = to_bf16(static_cast<float>(narrow[i]));
 }
 
-// Where the rows of positions base to base + 63 lie. Positions that no run holds are rows of zeros. A block in which
+// Where the rows of a block from position `base` lie. Positions that no run holds are rows of zeros. A block in which
 // int8 meets bfloat16 becomes bfloat16: an int8 is one exactly.
 inline void find_rows(const AttentionTask& task, int64_t base, bool pinned, float* key_factor, float* value_factor,
                       uint16_t* widened, BlockRows& rows) {
   bool narrow[kKeyBlock] = {};
   int64_t n_narrow = 0, n_wide = 0;
+  rows.whole = false;
+  rows.stride = 0;
   for (int64_t j = 0; j < kKeyBlock; ++j) {
     rows.keys[j] = rows.values[j] = kZeroRow;
     key_factor[j] = value_factor[j] = 1.0f;
@@ -33,6 +37,8 @@ inline void find_rows(const AttentionTask& task, int64_t base, bool pinned, floa
     const KeyRun& run = task.runs[i];
     if (run.pinned != pinned) continue;
     const int64_t stop = least(base + kKeyBlock, run.first_position + run.count);
+    if (stop > base && run.first_position < base + kKeyBlock) rows.stride = run.stride;
+    rows.whole |= run.first_position <= base && stop == base + kKeyBlock;
     for (int64_t position = most(base, run.first_position); position < stop; ++position) {
       const int64_t j = position - base, at = position - run.first_position;
       rows.keys[j] = static_cast<const char*>(run.keys) + at * run.stride;
@@ -89,7 +95,7 @@ inline __m512i pair_halves(__m512i first, __m512i second) { return _mm512_or_si5
 inline void gather_keys(const Scratch& scratch, const BlockRows& rows, element* to) {
   const int64_t row_bytes = scratch.head_dim * (rows.int8 ? 1 : 2);
   const int64_t n_pairs = scratch.steps * 16;
-  for (int64_t tile = 0; tile < 4; ++tile) {
+  for (int64_t tile = 0; tile < 2; ++tile) {
     __m512i* pair = reinterpret_cast<__m512i*>(to + tile * n_pairs * 32);
     __m512i* const end = pair + n_pairs;
     for (int64_t offset = 0; offset < row_bytes; offset += 16) {
@@ -108,29 +114,33 @@ inline void gather_keys(const Scratch& scratch, const BlockRows& rows, element* 
   }
 }
 
+// Sixteen values of two rows as pairs of bfloat16.
 template <bool int8>
-inline __m512i wide_values(const char* row, int64_t col) {
+inline __m512i pair_values(const char* first, const char* second, int64_t col) {
   if (int8) {
-    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + col * 16));
-    return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(narrow)));
+    const auto wide = [&](const char* row) {
+      const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + col * 16));
+      return _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(narrow)));
+    };
+    return pair_halves(wide(first), wide(second));
   }
-  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + col * 32));
-  return _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+  const auto wide = [&](const char* row) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + col * 32)));
+  };
+  return _mm512_or_si512(wide(first), _mm512_slli_epi32(wide(second), 16));
 }
 
 template <bool int8>
-inline void gather_values_of(const Scratch& scratch, const BlockRows& rows, element* to) {
-  for (int64_t half = 0; half < 2; ++half)
-    for (int64_t i = 0; i < 16; ++i) {
-      const char *first = rows.values[half * 32 + i], *second = rows.values[half * 32 + 16 + i];
-      __m512i* tile_row = reinterpret_cast<__m512i*>(to + half * scratch.cols * 512) + i;
-      for (int64_t col = 0; col < scratch.cols; ++col, tile_row += 16)
-        *tile_row = pair_halves(wide_values<int8>(first, col), wide_values<int8>(second, col));
-    }
+inline void gather_values_of(const Scratch& scratch, const BlockRows& rows, int64_t block) {
+  for (int64_t col = 0; col < scratch.cols; ++col) {
+    __m512i* const tile = reinterpret_cast<__m512i*>(scratch.v_tile(col, block));
+    for (int64_t i = 0; i < 16; ++i)
+      tile[i] = pair_values<int8>(rows.values[i], rows.values[i + 16], col);
+  }
 }
 
-inline void gather_values(const Scratch& scratch, const BlockRows& rows, element* to) {
-  rows.int8 ? gather_values_of<true>(scratch, rows, to) : gather_values_of<false>(scratch, rows, to);
+inline void gather_values(const Scratch& scratch, const BlockRows& rows, int64_t block) {
+  rows.int8 ? gather_values_of<true>(scratch, rows, block) : gather_values_of<false>(scratch, rows, block);
 }
 
 #else
@@ -141,12 +151,13 @@ inline float wide_value(const BlockRows& rows, const char* row, int64_t i) {
 }
 
 inline void gather_keys(const Scratch& scratch, const BlockRows& rows, element* to) {
-  for (int64_t tile = 0; tile < 4; ++tile, to += 16 * scratch.head_dim)
+  for (int64_t tile = 0; tile < 2; ++tile, to += 16 * scratch.head_dim)
     for (int64_t dim = 0; dim < scratch.head_dim; ++dim)
       for (int64_t j = 0; j < 16; ++j) to[dim * 16 + j] = wide_value(rows, rows.keys[tile * 16 + j], dim);
 }
 
-inline void gather_values(const Scratch& scratch, const BlockRows& rows, element* to) {
+inline void gather_values(const Scratch& scratch, const BlockRows& rows, int64_t block) {
+  element* const to = scratch.v_block(block);
   for (int64_t j = 0; j < kKeyBlock; ++j)
     for (int64_t dim = 0; dim < scratch.head_dim; ++dim)
       to[dim / 16 * kKeyBlock * 16 + j * 16 + dim % 16] = wide_value(rows, rows.values[j], dim);

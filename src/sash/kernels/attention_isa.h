@@ -1,11 +1,12 @@
 // Attention of query rows over runs of keys, by blocks and with online softmax; see attention.h. Included by sources
 // that are compiled once for each instruction set.
 //
-// A row's result depends on nothing but its query and the keys that it sees: blocks lie at absolute positions and are
-// taken in ascending order (pins first, in blocks of their own), each by the same operations; and a block that a row
-// does not see adds exact zeros. So neither chunks, nor other rows, nor where a ring wraps change a bit.
+// A row's result depends on nothing but its query and the keys that it sees: blocks and groups of blocks lie at absolute
+// positions and are taken in ascending order (pins first, in groups of their own), each by the same operations; and a
+// block that a row does not see adds exact zeros. So neither chunks, nor other rows, nor where a ring wraps change a bit.
 #pragma once
 
+#include "attention_few.h"
 #include "attention_gather.h"
 #include "attention_products.h"
 
@@ -13,14 +14,14 @@ namespace sash::SASH_ISA {
 
 inline size_t attention_scratch_bytes(int64_t head_dim) { return Scratch(head_dim, nullptr).bytes; }
 
-// At most kUnitRows query rows, from `first_row`.
+// At most attention_max_rows query rows, from `first_row`.
 class Unit {
  public:
   Unit(const AttentionTask& task, int64_t first_row, int64_t n_rows, Scratch& scratch)
-      : task_(task), scratch_(scratch), first_row_(first_row), n_rows_(n_rows), pipeline_(scratch, task) {
+      : task_(task), scratch_(scratch), first_row_(first_row), n_rows_(n_rows), pipeline_(scratch) {
     for (int64_t row = 0; row < n_rows; ++row) {
       scratch.position[row] = task.position + (first_row + row) / task.per_group;
-      scratch.top[row] = kUnseen;
+      scratch.bias[row] = -kUnseen;
     }
     std::memset(scratch.sum, 0, static_cast<size_t>(n_rows) * 64);
     std::memset(scratch.o, 0, static_cast<size_t>(n_pairs()) * kQueryPair * task.head_dim * 4);
@@ -41,7 +42,7 @@ class Unit {
 
   // Copies the queries into the layout of the products; rows past the last are zeros.
   void load_queries(const uint16_t* q) {
-    const int64_t dims = task_.head_dim, k_dims = scratch_.k_dims();
+    const int64_t dims = task_.head_dim, k_dims = scratch_.k_dims;
     std::memset(scratch_.q, 0, static_cast<size_t>(n_pairs() * kQueryPair * k_dims) * sizeof(element));
     for (int64_t row = 0; row < n_rows_; ++row) {
       const uint16_t* const from = q + (first_row_ + row) * dims;
@@ -54,36 +55,71 @@ class Unit {
     }
   }
 
-  // All rows over all blocks that hold keys from `first` to before `stop` which some row sees.
+  // All rows over all keys from `first` to before `stop` that some row sees.
   void sweep(bool pinned, int64_t first, int64_t stop, int64_t window) {
     const int64_t oldest = window ? most(first, scratch_.position[0] - window + 1) : first;
     const int64_t end = least(stop, scratch_.position[n_rows_ - 1] + 1);
-    const int64_t group = n_pairs() > 1 ? kGroup : 1;
     Item item;
     item.first = first, item.stop = stop, item.window = window;
-    for (int64_t base = oldest / kKeyBlock * kKeyBlock; base < end; base += group * kKeyBlock) {
-      const int64_t n_blocks = least(group, (end - base + kKeyBlock - 1) / kKeyBlock);
-      bool scaled[kGroup];
-      for (int64_t slot = 0; slot < n_blocks; ++slot) scaled[slot] = gather(pinned, base + slot * kKeyBlock, slot);
-      for (item.pair = 0; item.pair < n_pairs(); ++item.pair) {
-        item.n_rows = least(kQueryPair, n_rows_ - item.pair * kQueryPair);
-        for (item.slot = 0; item.slot < n_blocks; ++item.slot) {
-          item.base = base + item.slot * kKeyBlock;
-          item.scaled = scaled[item.slot];
-          if (meets(item)) pipeline_.push(item);
+#if defined(__AMX_TILE__)
+    FewRows few(task_, scratch_);
+    if (n_rows_ <= 16) few.load_queries();
+#endif
+    for (int64_t base = oldest / kKeyGroup * kKeyGroup; base < end; base += kKeyGroup) {
+      const int64_t from = most(oldest - base, 0) / kKeyBlock;
+      const int64_t to = least(end - base + kKeyBlock - 1, kKeyGroup) / kKeyBlock;
+#if defined(__AMX_TILE__)
+      if (n_rows_ <= 16) {
+        item.n_rows = n_rows_;
+        for (item.block = from; item.block < to; ++item.block) {
+          item.base = base + item.block * kKeyBlock;
+          meets(item);
+          few.push(item, find(pinned, item.base, item.block));
         }
+        few.weigh();
+        item.block = to - 1;
+        item.count = to - from;
+        pipeline_.add(item);
+        continue;
       }
+#endif
+      for (int64_t block = from; block < to; ++block) gather(pinned, base + block * kKeyBlock, block);
+      for (item.pair = 0; item.pair < n_pairs(); ++item.pair) meet_group(item, base, from, to);
       pipeline_.flush();
     }
   }
 
-  bool gather(bool pinned, int64_t base, int64_t slot) {
+  // One pair of query tiles over what it sees of blocks `from` to before `to` of a group.
+  void meet_group(Item& item, int64_t base, int64_t from, int64_t to) {
+    item.n_rows = least(kQueryPair, n_rows_ - item.pair * kQueryPair);
+    const auto meets = [&](int64_t block) {
+      item.block = block;
+      item.base = base + block * kKeyBlock;
+      return this->meets(item);
+    };
+    while (from < to && !meets(from)) ++from;
+    while (from < to && !meets(to - 1)) --to;
+    for (int64_t block = from; block < to; ++block) {
+      meets(block);
+      item.count = block + 1 == to ? to - from : 0;
+      pipeline_.push(item);
+    }
+  }
+
+  void gather(bool pinned, int64_t base, int64_t block) {
+    const BlockRows rows = find(pinned, base, block);
+    gather_keys(scratch_, rows, scratch_.k_block(block));
+    gather_values(scratch_, rows, block);
+  }
+
+  BlockRows find(bool pinned, int64_t base, int64_t block) {
+    float* const key_factor = scratch_.key_factor + block * kKeyBlock;
     BlockRows rows;
-    find_rows(task_, base, pinned, scratch_.key_factor + slot * kKeyBlock, scratch_.value_factor + slot * kKeyBlock,
-              scratch_.widened, rows);
-    gather_keys(scratch_, rows, scratch_.k_block(slot));
-    gather_values(scratch_, rows, scratch_.v_block(slot));
-    return rows.scaled;
+    find_rows(task_, base, pinned, key_factor, scratch_.value_factor + block * kKeyBlock, scratch_.widened, rows);
+    // Weights are powers of two.
+    for (int64_t i = 0; i < kKeyBlock; ++i) key_factor[i] *= task_.scale * 1.44269504088896341f;
+    scratch_.scaled[block] = rows.scaled;
+    return rows;
   }
 
   // Whether some row of the pair sees some of the block, and notes whether all see all.
@@ -117,8 +153,9 @@ class Unit {
 // thread uses it at a time. With AMX the thread has called tile_config() before.
 inline void attend_rows(const AttentionTask& task, int64_t first_row, int64_t last_row, void* memory) {
   Scratch scratch(task.head_dim, memory);
-  for (int64_t row = first_row; row < last_row; row += kUnitRows)
-    Unit(task, row, least(kUnitRows, last_row - row), scratch).run();
+  const int64_t at_once = attention_max_rows(task.head_dim);
+  for (int64_t row = first_row; row < last_row; row += at_once)
+    Unit(task, row, least(at_once, last_row - row), scratch).run();
 }
 
 }  // namespace sash::SASH_ISA

@@ -15,65 +15,71 @@ typedef uint16_t element;  // Products take bfloat16.
 typedef float element;
 #endif
 
-constexpr int64_t kGroup = 8;           // Blocks that are gathered together; sums stay in the first cache meanwhile.
-constexpr float kUnseen = -1e30f;       // Stands for minus infinity, without its NaNs.
+constexpr int64_t kBlocks = kKeyGroup / kKeyBlock;
+constexpr float kUnseen = -1e30f;  // Stands for minus infinity, without its NaNs.
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Layouts ("tile" is 1 KiB and contiguous; `cols` = head_dim / 16; `steps` = head_dim / 32, rounded up):
-//   tiles of AMX   q [row tile][step][16 rows][32]           k [block][16 keys' tile][step][16 dim pairs][16 keys][2]
-//                  p [row tile][half][16 rows][16][2]        v [block][half][col][16][16 dims][2]
-//                  In a half of 32 keys, key i is paired with key i + 16.
-//   floats         q [row][head_dim]  k [block][16 keys' tile][dim][16 keys]  p [row][64]  v [block][col][64][16 dims]
-//   both           s [row of a pair][64]    o [row tile][col][16 rows][16]
+// Layouts; a "tile" is 1 KiB and contiguous, `cols` = head_dim / 16, `steps` = head_dim / 32 rounded up.
+//   tiles of AMX   q [row tile][step][16 rows][32]   k [block][16 keys' tile][step][16 dim pairs][16 keys][2]
+//                  weights [block][row tile of a pair][16 rows][16][2]
+//                  v [pair of cols][block][col of the pair][16][16 dims][2]; without its partner the last col has no room
+//                  for one. Keys i and i + 16 of a block are a pair, in weights and v.
+//   floats         q [row][head_dim]                 k [block][16 keys' tile][dim][16 keys]
+//                  weights [block][row of a pair][32 keys]                   v [block][col][32 keys][16 dims]
+//   both           scores [row of a pair][32 keys]   o [row tile][col][16 rows][16 dims]
 struct Scratch {
-  int64_t head_dim, cols, steps;
-  element *q, *k, *v;
+  int64_t head_dim, cols, steps, k_dims;
+  float* scores[2];
+  element *weights, *q, *k, *v;
   float* o;
-  float* top;          // A row's reference: its weights are 2^(score - top).
-  float* sum;          // [row][16]: its weights so far.
-  int64_t* position;   // A row's token's.
-  float *key_factor, *value_factor;  // [block][64]
-  uint16_t* widened;   // int8 rows of a block that also holds bfloat16.
-  struct Stage {
-    float* s;
-    element* p;
-    float* correction;   // What a row's sums so far are to be multiplied by before this block's are added ...
-    uint32_t corrected;  // ... where its bit is set.
-  } stages[2];
+  float* bias;          // Minus a row's reference: its weights are 2^(score + bias).
+  float* sum;           // [row][16]: its weights so far.
+  int64_t* position;    // A row's token's.
+  float* correction;    // [row of a pair]: what its sums of earlier groups are to be multiplied by ...
+  uint32_t corrected;   // ... where its bit is set.
+  float *key_factor, *value_factor;  // [block][32]: scores and weights are to be multiplied by them.
+  bool scaled[kBlocks];              // Whether the values' are other than one.
+  uint16_t* widened;    // int8 rows of a block that also holds bfloat16.
   size_t bytes;
 
   Scratch(int64_t head_dim, void* memory);
-  element* k_block(int64_t slot) const { return k + slot * kKeyBlock * k_dims(); }
-  element* v_block(int64_t slot) const { return v + slot * kKeyBlock * head_dim; }
+  element* k_block(int64_t block) const { return k + block * kKeyBlock * k_dims; }
+  // Of AMX: where a column of tiles begins, and how far it is to the same one of the next block.
+  int64_t v_step(int64_t col) const { return (col / 2 * 2 + 1 < cols ? 2 : 1) * 512; }
+  element* v_tile(int64_t col, int64_t block) const {
+    return v + col / 2 * kBlocks * 1024 + block * v_step(col) + col % 2 * 512;
+  }
+  // Of floats.
+  element* v_block(int64_t block) const { return v + block * kKeyBlock * head_dim; }
+  element* weights_row(int64_t block, int64_t row) const { return weights + (block * kQueryPair + row) * kKeyBlock; }
   float* o_tile(int64_t tile) const { return o + tile * 16 * head_dim; }
-  int64_t k_dims() const { return sizeof(element) == 2 ? steps * 32 : head_dim; }
 };
 
-inline Scratch::Scratch(int64_t dims, void* memory) : head_dim(dims), cols(dims / 16), steps((dims + 31) / 32) {
+inline Scratch::Scratch(int64_t dims, void* memory)
+    : head_dim(dims), cols(dims / 16), steps((dims + 31) / 32),
+      k_dims(sizeof(element) == 2 ? steps * 32 : dims), corrected(0), bytes(0) {
   const uintptr_t base = reinterpret_cast<uintptr_t>(memory);
-  bytes = 0;
   const auto take = [&](auto*& pointer, int64_t count) {
     pointer = reinterpret_cast<decltype(pointer + 0)>(base + bytes);
     bytes += (static_cast<size_t>(count) * sizeof(*pointer) + 63) / 64 * 64;
   };
-  take(q, kUnitRows * k_dims());
-  take(o, kUnitRows * head_dim);
-  take(k, kGroup * kKeyBlock * k_dims());
-  take(v, kGroup * kKeyBlock * head_dim);
-  take(top, kUnitRows);
-  take(sum, kUnitRows * 16);
-  take(position, kUnitRows);
-  take(key_factor, kGroup * kKeyBlock);
-  take(value_factor, kGroup * kKeyBlock);
+  const int64_t rows = attention_max_rows(dims);
+  take(scores[0], kQueryPair * kKeyBlock);
+  take(scores[1], kQueryPair * kKeyBlock);
+  take(weights, kQueryPair * kKeyGroup);
+  take(q, rows * k_dims);
+  take(o, rows * head_dim);
+  take(k, kKeyGroup * k_dims);
+  take(v, kKeyGroup * head_dim);
+  take(bias, rows);
+  take(sum, rows * 16);
+  take(position, rows);
+  take(correction, kQueryPair);
+  take(key_factor, kKeyGroup);
+  take(value_factor, kKeyGroup);
   take(widened, 2 * kKeyBlock * head_dim);
-  for (Stage& stage : stages) {
-    take(stage.s, kQueryPair * kKeyBlock);
-    take(stage.p, kQueryPair * kKeyBlock);
-    take(stage.correction, kQueryPair);
-    stage.corrected = 0;
-  }
 }
 
 }  // namespace sash::SASH_ISA

@@ -1,41 +1,61 @@
-// From scores to weights: one row's 64 keys of a block at a time, with the row's running reference and sum.
+// From scores to weights: a row's keys of a block at a time, with the row's running reference and sum.
 #pragma once
+
+#include <utility>
 
 #include "attention_scratch.h"
 
+#define SASH_INLINE inline __attribute__((always_inline))
+
 namespace sash::SASH_ISA {
 
-// A reference is only moved when a score exceeds it by this (in powers of two): float32 has the room, and sums need
-// not be corrected for each slightly higher score.
-constexpr float kHeadroom = 8.0f;
-
-// A block of 64 keys met by a pair of query tiles.
+// A block of keys met by a pair of query tiles.
 struct Item {
-  int64_t pair = -1, slot = 0, n_rows = 0;
+  int64_t pair = 0, block = 0, n_rows = 0;
   int64_t base = 0, first = 0, stop = 0;  // The block's first position; a key is seen from `first` to before `stop` ...
   int64_t window = 0;                     // ... and as the window allows.
-  bool masked = false, scaled = false;    // Some row does not see all of the block; it has factors.
+  int64_t count = 0;                      // For the pair's last block of a group: how many it has of it.
+  bool masked = false;                    // Some row does not see all of the block.
 };
 
-// 2^x for x < 128: the whole part goes to the exponent, a polynomial of relative error 3e-6 does the rest.
-inline f32x16 fast_exp2(f32x16 x) {
-#if defined(__AVX512DQ__)
-  const f32x16 part = (f32x16)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF);
+// Calls `body` with each of 0 to n - 1 as a constant: arrays that are indexed by it live in registers.
+template <class Body, int... i>
+SASH_INLINE void unrolled(std::integer_sequence<int, i...>, Body&& body) {
+  (body(std::integral_constant<int, i>()), ...);
+}
+template <int n, class Body>
+SASH_INLINE void unrolled(Body&& body) {
+  unrolled(std::make_integer_sequence<int, n>(), body);
+}
+
+// 2^x of several vectors in step, so that each operation's latency hides behind the others'; infinity from x = 128. The
+// whole part goes to the exponent, a polynomial of the fraction does the rest: of relative error 9e-5 where weights are to
+// be rounded to bfloat16 (2e-3), else 3e-6.
+template <int n>
+SASH_INLINE void fast_exp2(f32x16* x) {
+  f32x16 part[n], p[n];
+#if defined(__AMX_TILE__)
+  unrolled<n>([&](auto i) { part[i] = (f32x16)_mm512_reduce_ps((__m512)x[i], _MM_FROUND_TO_NEG_INF); });
+  unrolled<n>([&](auto i) { p[i] = fma16(all16(0.07706705f), part[i], all16(0.22764498f)); });
+  unrolled<n>([&](auto i) { p[i] = fma16(p[i], part[i], all16(0.6951168f)); });
+  unrolled<n>([&](auto i) { p[i] = fma16(p[i], part[i], all16(1.0f)); });
+  unrolled<n>([&](auto i) { x[i] = (f32x16)_mm512_scalef_ps((__m512)p[i], (__m512)x[i]); });
 #else
-  const i32x16 tiny = x < -126.0f;
-  const f32x16 bounded = (f32x16)((~tiny & (i32x16)x) | (tiny & (i32x16)all16(-126.0f)));
-  const i32x16 whole = __builtin_convertvector(bounded + 127.0f, i32x16);
-  const f32x16 part = bounded - as_float(whole - 127);
-#endif
-  f32x16 p = all16(0.013426685705780983f);
-  p = fma16(p, part, all16(0.052242472767829895f));
-  p = fma16(p, part, all16(0.2412802129983902f));
-  p = fma16(p, part, all16(0.6930448412895203f));
-  p = fma16(p, part, all16(1.0f));
-#if defined(__AVX512DQ__)
-  return (f32x16)_mm512_scalef_ps((__m512)p, (__m512)x);
-#else
-  return (f32x16)((i32x16)(p * (f32x16)(whole << 23)) & ~tiny);
+  const f32x16 magic = all16(12582912.0f);  // 1.5 * 2^23: adding it leaves no room for a fraction.
+  i32x16 tiny[n], exponent[n];
+  unrolled<n>([&](auto i) {
+    tiny[i] = x[i] < -126.0f;
+    x[i] = x[i] < -126.0f ? all16(-126.0f) : x[i];
+    x[i] = x[i] > 128.0f ? all16(128.0f) : x[i];
+    const f32x16 whole = (x[i] + magic) - magic;
+    part[i] = x[i] - whole;
+    exponent[i] = (__builtin_convertvector(whole, i32x16) + 127) << 23;  // Of 255 makes infinity.
+  });
+  unrolled<n>([&](auto i) { p[i] = fma16(all16(9.5828529e-3f), part[i], all16(5.5906426e-2f)); });
+  unrolled<n>([&](auto i) { p[i] = fma16(p[i], part[i], all16(2.4024099e-1f)); });
+  unrolled<n>([&](auto i) { p[i] = fma16(p[i], part[i], all16(6.9312418e-1f)); });
+  unrolled<n>([&](auto i) { p[i] = fma16(p[i], part[i], all16(1.0f)); });
+  unrolled<n>([&](auto i) { x[i] = (f32x16)((i32x16)(p[i] * (f32x16)exponent[i]) & ~tiny[i]); });
 #endif
 }
 
@@ -46,123 +66,177 @@ inline f32x16 greater_of(f32x16 a, f32x16 b) {
   return max16(a, b);
 #endif
 }
-inline bool any_above(f32x16 x, float bound) {
+
+// Weights of a row's first block are at most 2^-kHeadroom. The reference is moved when one of a later block reaches 2,
+// which a bit of its exponent tells: float32 has the room, and sums need not be corrected for each slightly higher score.
+constexpr float kHeadroom = 7.0f;
+SASH_INLINE bool any_too_high(i32x16 bits) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
+  return _mm512_test_epi32_mask((__m512i)bits, _mm512_set1_epi32(0x40000000)) != 0;
 #else
-  return top16(x) > bound;
+  int32_t all = 0;
+  for (int i = 0; i < 16; ++i) all |= bits[i];
+  return all & 0x40000000;
 #endif
 }
 
-// Stores the weights of keys 32 * half + (0 to 15 | 16 to 31), and returns what is to be added to the row's sum: for
-// bfloat16 the rounded weights, so that rounding cancels between numerator and denominator.
+// Stores a row's weights of keys 0 to 15 and 16 to 31, and adds them to its sum: for bfloat16 as they were rounded, so
+// that rounding cancels between numerator and denominator.
 template <bool scaled>
-inline f32x16 store_weights(element* row, int64_t half, f32x16 a, f32x16 b, const float* factor) {
-  f32x16 added = a + b;
+SASH_INLINE void store_weights(element* row, f32x16 a, f32x16 b, const float* factor, float* sum) {
+  f32x16 total = load16(sum);
   if (scaled) {
-    a *= load16(factor + 32 * half);
-    b *= load16(factor + 32 * half + 16);
+    total += a + b;
+    a *= load16(factor);
+    b *= load16(factor + 16);
   }
 #if defined(__AMX_TILE__)
-  const i32x16 upper = (i32x16)all16(0.0f) + static_cast<int32_t>(0xffff0000);
-  const i32x16 first = ((i32x16)a + 0x8000) & upper, second = ((i32x16)b + 0x8000) & upper;
-  if (!scaled) added = (f32x16)first + (f32x16)second;
-  const __m512i pairs = _mm512_or_si512(_mm512_srli_epi32((__m512i)first, 16), (__m512i)second);
-  _mm512_storeu_si512(row + half * 512, pairs);
+  const i32x16 first = (i32x16)a + 0x8000, second = (i32x16)b + 0x8000;
+  // Bits of `second` above, of `first` below.
+  const __m512i pairs = _mm512_ternarylogic_epi32(_mm512_srli_epi32((__m512i)first, 16), (__m512i)second,
+                                                  _mm512_set1_epi32(0xffff), 0xe4);
+  _mm512_storeu_si512(row, pairs);
+  const __m512i ones = _mm512_set1_epi32(0x3f803f80);
+  if (!scaled) total = (f32x16)_mm512_dpbf16_ps((__m512)total, (__m512bh)pairs, (__m512bh)ones);
 #else
-  store16(row + 32 * half, a);
-  store16(row + 32 * half + 16, b);
+  store16(row, a);
+  store16(row + 16, b);
+  if (!scaled) total += a + b;
 #endif
-  return added;
-}
-inline element* weights_row(element* p, int64_t row) {
-#if defined(__AMX_TILE__)
-  return p + row / 16 * 1024 + row % 16 * 32;
-#else
-  return p + row * kKeyBlock;
-#endif
+  store16(sum, total);
 }
 
 // The rows of one item on their way from scores to weights.
 class Softmax {
  public:
-  Softmax(const Scratch& scratch, const AttentionTask& task, const Item& item, Scratch::Stage& stage)
-      : scratch_(scratch), item_(item), stage_(stage), scale_(task.scale * 1.44269504088896341f) {
-    stage.corrected = 0;
+  Softmax(Scratch& scratch, const Item& item, const float* scores)
+      : scratch_(scratch), item_(item), scores_(scores), key_factor_(scratch.key_factor + item.block * kKeyBlock),
+        value_factor_(scratch.value_factor + item.block * kKeyBlock), n_rows_(item.n_rows) {}
+
+  int64_t left() const { return n_rows_ - row_; }
+
+  // The next four rows of an item that is not masked.
+  template <bool scaled>
+  SASH_INLINE void four_rows() {
+    few_rows<4, false, scaled>();
+    row_ += 4;
   }
 
-  // Goes on to before row `stop` of the pair.
-  void advance(int64_t stop) {
-    stop = least(stop, item_.n_rows);
+  // All that are left.
+  void finish() {
+    const bool scaled = scratch_.scaled[item_.block];
     if (item_.masked)
-      item_.scaled ? rows<true, true>(stop) : rows<true, false>(stop);
+      scaled ? all_rows<true, true>() : all_rows<true, false>();
     else
-      item_.scaled ? rows<false, true>(stop) : rows<false, false>(stop);
+      scaled ? all_rows<false, true>() : all_rows<false, false>();
   }
 
  private:
   template <bool masked, bool scaled>
-  void rows(int64_t stop) {
-    const float* const factor = scratch_.key_factor + item_.slot * kKeyBlock;
-    for (; row_ < stop; ++row_) {
-      const int64_t at = item_.pair * kQueryPair + row_;
-      const float* const s = stage_.s + row_ * kKeyBlock;
-      f32x16 x[4];
-      for (int i = 0; i < 4; ++i) x[i] = scores<masked, scaled>(s, factor, i, at, scratch_.top[at]);
-      if (any_above(greater_of(greater_of(x[0], x[1]), greater_of(x[2], x[3])), kHeadroom)) {
-        raise<masked, scaled>(s, factor, at);
-        for (int i = 0; i < 4; ++i) x[i] = scores<masked, scaled>(s, factor, i, at, scratch_.top[at]);
-      }
-      for (int i = 0; i < 4; ++i) x[i] = fast_exp2(x[i]);
-      element* const weights = weights_row(stage_.p, row_);
-      const float* const value_factor = scratch_.value_factor + item_.slot * kKeyBlock;
-      const f32x16 low = store_weights<scaled>(weights, 0, x[0], x[1], value_factor);
-      const f32x16 high = store_weights<scaled>(weights, 1, x[2], x[3], value_factor);
-      store16(scratch_.sum + at * 16, load16(scratch_.sum + at * 16) + (low + high));
+  __attribute__((noinline)) void all_rows() {
+    for (; row_ + 4 <= n_rows_; row_ += 4) few_rows<4, masked, scaled>();
+    for (; row_ < n_rows_; ++row_) few_rows<1, masked, scaled>();
+  }
+
+  template <int n, bool masked, bool scaled>
+  SASH_INLINE void few_rows() {
+    const int64_t at = item_.pair * kQueryPair + row_;
+    f32x16 x[2 * n];
+    i32x16 bits = {};
+    weigh<n, masked>(x);
+    unrolled<2 * n>([&](auto i) { bits |= (i32x16)x[i]; });
+    if (__builtin_expect(any_too_high(bits), false)) {
+      f32x16 again[2 * n];
+      raise_rows<n, masked>(again);
+      unrolled<2 * n>([&](auto i) { x[i] = again[i]; });
+    }
+    unrolled<n>([&](auto i) {
+      store_weights<scaled>(scratch_.weights_row(item_.block, row_ + i), x[2 * i], x[2 * i + 1], value_factor_,
+                            scratch_.sum + (at + i) * 16);
+    });
+  }
+
+  // Weights of the next n rows, by their references.
+  template <int n, bool masked>
+  SASH_INLINE void weigh(f32x16* x) const {
+    const float* const bias = scratch_.bias + item_.pair * kQueryPair + row_;
+    unrolled<n>([&](auto i) { scores<masked>(row_ + i, bias[i], x[2 * i], x[2 * i + 1]); });
+    fast_exp2<2 * n>(x);
+  }
+
+  // The same where some are too high. Rarely needed, hence out of the loop's way.
+  template <int n, bool masked>
+  __attribute__((noinline)) void raise_rows(f32x16* x) {
+    weigh<n, masked>(x);
+    for (int i = 0; i < n; ++i)
+      if (any_too_high((i32x16)x[2 * i] | (i32x16)x[2 * i + 1])) raise<masked>(row_ + i);
+    weigh<n, masked>(x);
+  }
+
+  // A row's scores as powers of two.
+  template <bool masked>
+  SASH_INLINE void scores(int64_t row, float bias, f32x16& a, f32x16& b) const {
+    const float* const s = scores_ + row * kKeyBlock;
+    a = fma16(load16(s), load16(key_factor_), all16(bias));
+    b = fma16(load16(s + 16), load16(key_factor_ + 16), all16(bias));
+    if (!masked) return;
+    const int64_t position = scratch_.position[item_.pair * kQueryPair + row];
+    const int64_t oldest = item_.window ? most(item_.first, position - item_.window + 1) : item_.first;
+    const int32_t first = static_cast<int32_t>(most(oldest - item_.base, 0));
+    const int32_t stop = static_cast<int32_t>(least(least(position + 1, item_.stop) - item_.base, kKeyBlock));
+    const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const auto mask = [&](f32x16& x, i32x16 key) {
+      const i32x16 seen = (key >= first) & (key < stop);
+      x = (f32x16)((seen & (i32x16)x) | (~seen & (i32x16)all16(kUnseen)));
+    };
+    mask(a, lane);
+    mask(b, lane + 16);
+  }
+
+  // Moves a row's reference above its highest score of this block.
+  template <bool masked>
+  void raise(int64_t row) {
+    const int64_t at = item_.pair * kQueryPair + row;
+    float* const sum = scratch_.sum + at * 16;
+    f32x16 a, b;
+    scores<masked>(row, 0.0f, a, b);
+    const float bias = -(top16(greater_of(a, b)) + kHeadroom);
+    f32x16 correction = all16(bias - scratch_.bias[at]);
+    fast_exp2<1>(&correction);
+    scratch_.bias[at] = bias;
+    store16(sum, load16(sum) * correction);
+    const uint32_t bit = 1u << row;
+    scratch_.correction[row] = (scratch_.corrected & bit ? scratch_.correction[row] : 1.0f) * correction[0];
+    scratch_.corrected |= bit;
+    // Weights of the group that await the product with their values.
+    for (int64_t block = 0; block < item_.block; ++block) scale_weights(scratch_.weights_row(block, row), correction);
+  }
+
+  static void scale_weights(element* row, f32x16 factor) {
+    for (int i = 0; i < 2; ++i) {
+#if defined(__AMX_TILE__)
+      const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 16 * i));
+      store_bf16(row + 16 * i, (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16) * factor);
+#else
+      store16(row + 16 * i, load16(row + 16 * i) * factor);
+#endif
     }
   }
 
-  // Scores of keys 16i to 16i + 15, as powers of two above `top`.
-  template <bool masked, bool scaled>
-  f32x16 scores(const float* s, const float* factor, int i, int64_t at, float top) const {
-    const f32x16 by = scaled ? load16(factor + 16 * i) * scale_ : all16(scale_);
-    const f32x16 x = fma16(load16(s + 16 * i), by, all16(-top));
-    if (!masked) return x;
-    const int64_t position = scratch_.position[at];
-    const int64_t oldest = item_.window ? most(item_.first, position - item_.window + 1) : item_.first;
-    const int32_t first = static_cast<int32_t>(most(oldest - item_.base, 0)) - 16 * i;
-    const int32_t stop = static_cast<int32_t>(least(least(position + 1, item_.stop) - item_.base, kKeyBlock)) - 16 * i;
-    const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const i32x16 seen = (lane >= first) & (lane < stop);
-    return (f32x16)((seen & (i32x16)x) | (~seen & (i32x16)all16(kUnseen)));
-  }
-
-  // Moves a row's reference up to its highest score of this block. Rarely needed, hence out of the loop's way.
-  template <bool masked, bool scaled>
-  __attribute__((noinline)) void raise(const float* s, const float* factor, int64_t at) {
-    f32x16 highest = all16(kUnseen);
-    for (int i = 0; i < 4; ++i) highest = greater_of(highest, scores<masked, scaled>(s, factor, i, at, 0.0f));
-    const float top = top16(highest);
-    const f32x16 correction = fast_exp2(all16(scratch_.top[at] - top));
-    scratch_.top[at] = top;
-    store16(scratch_.sum + at * 16, load16(scratch_.sum + at * 16) * correction);
-    stage_.correction[row_] = correction[0];
-    stage_.corrected |= 1u << row_;
-  }
-
-  const Scratch& scratch_;
+  Scratch& scratch_;
   const Item& item_;
-  Scratch::Stage& stage_;
-  const float scale_;
+  const float* const scores_;
+  const float *const key_factor_, *const value_factor_;
+  const int64_t n_rows_;
   int64_t row_ = 0;
 };
 
-// What was summed before a row's reference moved, in the new reference's measure.
-inline void correct(const Scratch& scratch, int64_t pair, const Scratch::Stage& stage) {
-  for (uint32_t left = stage.corrected; left != 0; left &= left - 1) {
-    const int row = __builtin_ctz(left);
+// What was summed in earlier groups before a row's reference moved, in the new reference's measure.
+inline void correct_sums(Scratch& scratch, int64_t pair) {
+  for (; scratch.corrected != 0; scratch.corrected &= scratch.corrected - 1) {
+    const int row = __builtin_ctz(scratch.corrected);
     float* o = scratch.o_tile(2 * pair + row / 16) + row % 16 * 16;
-    for (int64_t col = 0; col < scratch.cols; ++col, o += 256) store16(o, load16(o) * stage.correction[row]);
+    for (int64_t col = 0; col < scratch.cols; ++col, o += 256) store16(o, load16(o) * scratch.correction[row]);
   }
 }
 

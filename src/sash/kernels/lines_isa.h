@@ -119,7 +119,6 @@ inline void line16(const void* from, f32x16& even, f32x16& odd) {
   odd = (f32x16)(both & static_cast<int32_t>(0xffff0000));
 }
 
-inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
 inline void prefetch_far(const void* address) { __builtin_prefetch(address, 0, 2); }
 
 }  // namespace sash::SASH_ISA

@@ -15,6 +15,8 @@ namespace sash::SASH_ISA {
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 
+inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
+
 inline f32x16 load16(const float* from) {
   f32x16 value;
   std::memcpy(&value, from, 64);
