@@ -21,8 +21,8 @@ pytestmark = [pytest.mark.models, pytest.mark.timeout(1800)]
 N_TOKENS = 8192
 EMMA = Path(__file__).parents[1] / "examples" / "emma_chapters_1_to_5.txt"
 MOST = {"int8": 0.0065, "int4": 0.04}
-"""By how much perplexity may grow. Half a percent is wanted of int8: Gemma loses 0.3%; SmolLM2 0.45 to 0.55%, by where in
-the book the tokens begin, with a standard error of 0.11%."""
+"""By how much perplexity may grow. Half a percent is wanted of int8: Gemma loses 0.3%; SmolLM2 0.45 to 0.55%, by where
+in the book the tokens begin, with a standard error of 0.11%."""
 
 
 @pytest.fixture(autouse=True)
