@@ -139,6 +139,27 @@ def test_chunks_do_not_change_a_bit(fused, kv):
         assert torch.equal(read(fused, sizes, kv), whole), sizes
 
 
+@pytest.mark.parametrize("head_dim", [32, 48, 80])
+@pytest.mark.parametrize("pins", [63, 64, 80])
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+def test_many_pins_read_before_anything_else_change_nothing(pins, head_dim, kv):
+    """A query among the first pins sees pins only: what comes after them is all in its future."""
+    pattern = AttentionPattern(window=82, pins=pins)
+    config = config_of(dim=96, n_heads=2, n_kv_heads=1, head_dim=head_dim, n_layers=1)
+    fields = {field: getattr(config, field) for field in config.__dataclass_fields__}
+    config = ModelConfig(**{**fields, "layers": (LayerConfig(pattern=pattern, rope=config.layers[0].rope),)})
+    decoder = decoder_of(config)
+    network = FusedDecoder(config, parts_of(decoder))
+    whole = read(network, [LENGTH], kv)
+    for sizes in ([1] * LENGTH, [4] * 25, [30, 1, 1, 40, 28]):
+        assert torch.equal(read(network, sizes, kv), whole), sizes
+    if kv == "auto":
+        with torch.inference_mode():
+            wanted = decoder(Batch.pack([IDS]))
+        apart_T = (whole - wanted).norm(dim=1) / wanted.norm(dim=1)
+        assert apart_T.max() < 0.05
+
+
 @torch.inference_mode()
 def test_no_cache_and_a_cache_agree_bit_for_bit(fused):
     assert torch.equal(fused(Batch.pack([IDS])), read(fused, [40, 60]))

@@ -68,6 +68,7 @@ class Unit {
     for (int64_t base = oldest / kKeyGroup * kKeyGroup; base < end; base += kKeyGroup) {
       const int64_t from = most(oldest - base, 0) / kKeyBlock;
       const int64_t to = least(end - base + kKeyBlock - 1, kKeyGroup) / kKeyBlock;
+      if (from >= to) continue;  // Before the pins end, nothing after them is seen yet.
 #if defined(__AMX_TILE__)
       if (n_rows_ <= 16) {
         item.n_rows = n_rows_;
