@@ -109,6 +109,7 @@ def quantize_activations(x_TK: Tensor, group: int | None = None) -> tuple[Tensor
     x_TK = F.pad(x_TK.float(), (0, -x_TK.shape[1] % layout.BLOCK))
     x_TGg = x_TK.reshape(len(x_TK), -1, group or x_TK.shape[1])
     largest_TG1 = x_TGg.abs().amax(-1, keepdim=True)
-    inverse_TG1 = torch.where(largest_TG1 > 0, 127 / largest_TG1, 0.0)
+    # A number over a tensor would be taken as the number times the reciprocal, and so be rounded twice.
+    inverse_TG1 = torch.where(largest_TG1 > 0, torch.full_like(largest_TG1, 127) / largest_TG1, 0.0)
     q_TGg = (x_TGg * inverse_TG1).round_().to(torch.int8)
     return q_TGg.flatten(1), (largest_TG1 / 127).squeeze(-1)

@@ -54,7 +54,7 @@ class Vectors:
             return Vectors(x.to(dtype))
         x = x.float()
         largest = x.abs().amax(-1, keepdim=True)
-        inverse = torch.where(largest >= LEAST, 127 / largest, 0.0)
+        inverse = torch.where(largest >= LEAST, torch.full_like(largest, 127) / largest, 0.0)
         return Vectors((x * inverse).round_().to(torch.int8), (largest / 127).squeeze(-1))
 
     def to(self, dtype: torch.dtype) -> Tensor:
