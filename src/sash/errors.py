@@ -4,6 +4,8 @@
     |-- UsageError                   2   arguments that contradict each other or make no sense
     |-- DoesNotFitError              3   more memory than there is
     |-- ModelNotFoundError           4   no such model
+    |-- ServerUnreachableError       5   no server answers there
+    |-- ServerRefusedError          21   a server refused a request, or broke an answer off
     |-- InputNotFoundError           6   no such file
     |-- CheckpointError              7   a file of a model is broken, or lies about itself
     |-- DiskFullError                8   no room left to write
@@ -17,7 +19,7 @@
     |-- PromptOverflowError         16   a prompt longer than the window, where that was forbidden
     `-- DownloadError               17   a download failed; running it again resumes
 
-The number is the exit code of the command line. 5 is kept for an unreachable server, 130 for Ctrl-C.
+The number is the exit code of the command line. 130 stands for Ctrl-C.
 A message names what is wrong and the remedy, in one line. A library user catches `SashError`.
 """
 
@@ -49,6 +51,18 @@ class ModelNotFoundError(SashError):
     """A model name that is neither in the catalogue, nor pulled, nor a path."""
 
     exit_code = 4
+
+
+class ServerUnreachableError(SashError):
+    """No server answers at an address."""
+
+    exit_code = 5
+
+
+class ServerRefusedError(SashError):
+    """A server refused a request, or broke an answer off."""
+
+    exit_code = 21
 
 
 class InputNotFoundError(SashError):
