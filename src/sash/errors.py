@@ -17,7 +17,8 @@
     |   `-- ConfigError             14   a model's configuration is wrong or not understood
     |-- TokenizerError              15   a tokenizer or chat template is broken or missing
     |-- PromptOverflowError         16   a prompt longer than the window, where that was forbidden
-    `-- DownloadError               17   a download failed; running it again resumes
+    |-- DownloadError               17   a download failed; running it again resumes
+    `-- NumericalError              20   the model computed numbers that are none
 
 The number is the exit code of the command line. 130 stands for Ctrl-C.
 A message names what is wrong and the remedy, in one line. A library user catches `SashError`.
@@ -135,3 +136,9 @@ class DownloadError(SashError):
     """A download failed; what arrived is kept and the next run resumes."""
 
     exit_code = 17
+
+
+class NumericalError(SashError):
+    """Logits that are not finite: NaN, +inf, or nothing but -inf."""
+
+    exit_code = 20
