@@ -18,6 +18,8 @@
     |-- TokenizerError              15   a tokenizer or chat template is broken or missing
     |-- PromptOverflowError         16   a prompt longer than the window, where that was forbidden
     |-- DownloadError               17   a download failed; running it again resumes
+    |-- QueueFullError              18   as many requests wait as may
+    |-- DrainingError               19   no new requests are taken any more
     `-- NumericalError              20   the model computed numbers that are none
 
 The number is the exit code of the command line. 130 stands for Ctrl-C.
@@ -136,6 +138,18 @@ class DownloadError(SashError):
     """A download failed; what arrived is kept and the next run resumes."""
 
     exit_code = 17
+
+
+class QueueFullError(SashError):
+    """As many requests wait as may; a later try can succeed."""
+
+    exit_code = 18
+
+
+class DrainingError(SashError):
+    """The engine takes no new requests: it finishes those it has, or has stopped."""
+
+    exit_code = 19
 
 
 class NumericalError(SashError):

@@ -19,6 +19,11 @@ def request(n: int, max_tokens: int = 3, stop: frozenset[int] = frozenset()) -> 
     return Request(prompt_ids=tuple(range(n)), params=SamplingParams(max_tokens=max_tokens), stop_ids=stop)
 
 
+def step_of(scheduler: Scheduler):  # type: ignore[no-untyped-def]
+    scheduler.admit()
+    return scheduler.schedule()
+
+
 def answer(works, token: int = 7):  # type: ignore[no-untyped-def]
     return [(work, Token(token, -1.0) if work.writes else None) for work in works]
 
@@ -38,7 +43,7 @@ def test_every_request_ends_once_and_every_row_comes_back(lengths, rows, chunk, 
     for _ in range(2000):
         if scheduler.idle:
             break
-        works = scheduler.schedule()
+        works = step_of(scheduler)
         assert works
         taken = [work.sequence.row for work in works]
         assert len(set(taken)) == len(taken) <= rows
@@ -65,7 +70,7 @@ def test_first_come_first_served() -> None:
     one, two = scheduler.submit(request(6, 1)), scheduler.submit(request(2, 1))
     order = []
     while not scheduler.idle:
-        works = scheduler.schedule()
+        works = step_of(scheduler)
         order += [work.sequence for work in works]
         scheduler.commit(answer(works))
         scheduler.released()
@@ -75,11 +80,11 @@ def test_first_come_first_served() -> None:
 def test_a_stop_token_ends_and_an_error_ends_only_its_own() -> None:
     scheduler = Scheduler([0, 1], chunk=8, token_budget=16)
     one, two = scheduler.submit(request(2, 9, frozenset({7}))), scheduler.submit(request(2, 2))
-    works = scheduler.schedule()
+    works = step_of(scheduler)
     scheduler.commit([(works[0], Token(7, 0.0)), (works[1], Token(7, 0.0))])
     assert one.finish_reason == "stop"
     assert two.finish_reason is None
-    works = scheduler.schedule()
+    works = step_of(scheduler)
     scheduler.commit([(works[0], SashError("not a number"))])
     assert two.finish_reason == "error"
     assert str(two.error) == "not a number"

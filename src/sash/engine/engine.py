@@ -1,41 +1,77 @@
-"""Submit, step, cancel: scheduler and runner put together. One thread at a time."""
+"""Submit, step, cancel: scheduler, lanes and runner put together. One thread at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
+from sash.engine.lanes import Lanes
 from sash.engine.request import Event, FinishReason, Request, Sequence
 from sash.engine.runner import Runner
 from sash.engine.scheduler import Scheduler
+from sash.errors import SashError
 from sash.network.cache import KVCache
 from sash.network.packed import Network
 
 
-class Engine:
-    """Continuous batching over the rows of a rolling buffer cache."""
+class Steps:
+    """Continuous batching over the rows of rolling buffer caches, one cache a lane.
 
-    def __init__(self, decoder: Network, cache: KVCache, *, chunk: int = 512, rows: list[int] | None = None) -> None:
-        """`rows` are the cache rows it may give out; by default it takes all that are free."""
-        if rows is None:
-            rows = [cache.allocate() for _ in range(cache.n_free)]
-        self._runner = Runner(decoder, cache)
-        self._scheduler = Scheduler(rows, chunk)
+    Attributes:
+        scheduler: who runs.
+        lanes: where.
+    """
+
+    def __init__(self, lanes: Lanes, scheduler: Scheduler) -> None:
+        self.lanes, self.scheduler = lanes, scheduler
+        self._runner = Runner(lanes)
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return self._scheduler.idle
+        return self.scheduler.idle
 
-    def submit(self, request: Request) -> Sequence:
-        """Queue a request."""
-        return self._scheduler.submit(request)
+    def submit(self, request: Request, lane: Hashable = None) -> Sequence:
+        """Queue a request.
+
+        Raises:
+            DoesNotFitError: it could not run even if it were alone.
+        """
+        return self.scheduler.submit(request, lane)
 
     def cancel(self, sequence: Sequence, reason: FinishReason = "cancelled") -> None:
         """End a sequence; its row is free before the next step."""
-        self._scheduler.cancel(sequence, reason)
-        self._clear(sequence)
+        if sequence.finish_reason is None:
+            self.scheduler.cancel(sequence, reason)
+            self._clear(sequence)
+
+    def fail(self, sequence: Sequence, error: SashError) -> None:
+        """End a sequence by an error; its row is free before the next step."""
+        if sequence.finish_reason is None:
+            self.scheduler.fail(sequence, error)
+            self._clear(sequence)
 
     def step(self) -> list[Event]:
-        """Run one step of all that can run."""
-        events = self._scheduler.commit(self._runner.run(self._scheduler.schedule()))
+        """Admit who can start, and run one step of all that can run."""
+        return self.admit() + self.compute()
+
+    def admit(self) -> list[Event]:
+        """Give rows to those that wait, as far as there is room; the ends of those that could not start."""
+        return self._settled([event for sequence in self.scheduler.admit() if (event := self._start(sequence))])
+
+    def compute(self) -> list[Event]:
+        """Run one step of all that have a row."""
+        return self._settled(self.scheduler.commit(self._runner.run(self.scheduler.schedule())))
+
+    def _start(self, sequence: Sequence) -> Event | None:
+        """Make ready what an admitted sequence needs; the event of its end, where that cannot be."""
+        try:
+            self.lanes.open(sequence.lane, self.scheduler.admission.lanes)
+        except SashError as error:
+            return self.scheduler.fail(sequence, error)
+        return None
+
+    def _settled(self, events: list[Event]) -> list[Event]:
+        """The events, once the rows of those that ended are empty and free."""
         for event in events:
             if event.sequence.finish_reason is not None:
                 self._clear(event.sequence)
@@ -43,5 +79,16 @@ class Engine:
 
     def _clear(self, sequence: Sequence) -> None:
         self._runner.forget(sequence)
-        for row in self._scheduler.released():
-            self._runner.cache.wipe(row)
+        if sequence.row is not None and not sequence.request.keep_row and sequence.lane in self.lanes:
+            self.lanes.of(sequence.lane).cache.wipe(sequence.row)
+        self.scheduler.released()
+
+
+class Engine(Steps):
+    """Continuous batching over the rows of one cache."""
+
+    def __init__(self, decoder: Network, cache: KVCache, *, chunk: int = 512, rows: list[int] | None = None) -> None:
+        """`rows` are the cache rows it may give out; by default it takes all that are free."""
+        if rows is None:
+            rows = [cache.allocate() for _ in range(cache.n_free)]
+        super().__init__(Lanes.single(decoder, cache), Scheduler(rows, chunk))

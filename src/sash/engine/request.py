@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sash.errors import EmptyPromptError, SashError
-from sash.sampling import SamplingParams, SeenTokens
+from sash.engine.grammar import Grammar
+from sash.errors import EmptyPromptError, PinsError, SashError, UsageError
+from sash.sampling import MAX_LOGPROBS, SamplingParams, SeenTokens
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+Reuse = Literal["off", "miss", "part", "whole"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +27,17 @@ class Request:
         position: tokens that the row has read.
         keep_row: leave the row to the caller at the end, instead of releasing it.
         seen: tokens of the same sequence before the prompt, for the repetition penalty; it is kept up to date.
+        grammar: what the answer must follow; its state belongs to this request alone.
+        pins: prompt positions that stay visible to all later tokens, where the network pins by flag.
+        prompt_logprobs: how many of the likeliest alternatives to report for each token of the prompt; None for no
+            log-probabilities of the prompt. Nothing is then taken from a snapshot: the whole prompt is read.
+        reuse: whether what was read before may be taken from a snapshot, and this be kept in one.
+        salt: only snapshots that were kept with the same salt are taken.
 
     Raises:
         EmptyPromptError: a prompt of no tokens.
+        PinsError: pins outside of the prompt.
+        UsageError: a number of alternatives that cannot be.
     """
 
     prompt_ids: tuple[int, ...]
@@ -35,33 +47,84 @@ class Request:
     position: int = 0
     keep_row: bool = False
     seen: SeenTokens | None = None
+    grammar: Grammar | None = None
+    pins: tuple[range, ...] = ()
+    prompt_logprobs: int | None = None
+    reuse: bool = True
+    salt: bytes = b""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise EmptyPromptError("the prompt has no tokens: give some text to read")
+        for run in self.pins:
+            if run.step != 1 or not 0 <= run.start <= run.stop <= len(self.prompt_ids):
+                last = len(self.prompt_ids) - 1
+                raise PinsError(f"pins name tokens of the prompt, 0 to {last}; got {run.start} to {run.stop - 1}")
+        if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= MAX_LOGPROBS:
+            raise UsageError(f"prompt_logprobs must be from 0 to {MAX_LOGPROBS}; got {self.prompt_logprobs}")
+
+    @property
+    def n_pins(self) -> int:
+        """Positions that are pinned, each counted once."""
+        return len(set().union(*self.pins))
+
+    @property
+    def longest(self) -> int:
+        """Tokens that its row holds at the very most; the last token written is never read.
+
+        >>> Request(prompt_ids=(5, 6), params=SamplingParams(max_tokens=1)).longest
+        2
+        """
+        return self.position + len(self.prompt_ids) + self.params.max_tokens - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token that was sampled: its id, its logarithmic probability, and the likeliest alternatives if asked for.
+
+    `ends` says that it completes the request's grammar.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    ends: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request under way. Only the scheduler changes it.
+    """A request under way. Only the scheduler changes how far it is; times are the service's.
 
     Attributes:
         request: what was asked.
+        lane: which configuration of the network reads it; None is the engine's own.
         output_ids: tokens written so far.
         n_read: prompt and output tokens that are in the cache, of this request.
+        n_reused: those of them that came from a snapshot.
+        reuse: what was found: nothing was looked for, nothing was there, a part, or all up to the last turn.
         row: its cache row, once it has one.
         finish_reason: why it ended; None while it runs.
         error: what ended it, if that was an error.
+        prompt_logprobs: of each token of the prompt that was read, if asked for; the first has none.
         seen: every token of it, each once.
+        arrived, admitted, first_token, finished: `time.monotonic` of these moments; None before, and without a service.
     """
 
     request: Request
+    lane: Hashable = None
     output_ids: list[int] = field(default_factory=list)
     n_read: int = 0
+    n_reused: int = 0
+    reuse: Reuse = "off"
     row: int | None = None
     finish_reason: FinishReason | None = None
     error: SashError | None = None
+    prompt_logprobs: list[Token | None] = field(default_factory=list)
     seen: SeenTokens = field(init=False)
+    arrived: float | None = None
+    admitted: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
 
     def __post_init__(self) -> None:
         self.seen = self.request.seen if self.request.seen is not None else SeenTokens()
@@ -79,8 +142,8 @@ class Sequence:
 
     @property
     def reading(self) -> bool:
-        """Whether it is still reading its prompt."""
-        return not self.output_ids
+        """Whether it is still reading: its prompt, or what it knew before its row was lost."""
+        return not self.output_ids or self.n_unread > 1
 
     @property
     def position(self) -> int:
@@ -89,9 +152,15 @@ class Sequence:
 
     def next_tokens(self, count: int) -> list[int]:
         """The next `count` unread tokens."""
-        if self.output_ids:
-            return self.output_ids[-self.n_unread :][:count]
-        return list(self.request.prompt_ids[self.n_read : self.n_read + count])
+        n_prompt, end = len(self.request.prompt_ids), self.n_read + count
+        if self.n_read >= n_prompt:
+            return self.output_ids[self.n_read - n_prompt : end - n_prompt]
+        return [*self.request.prompt_ids[self.n_read : end], *self.output_ids[: max(0, end - n_prompt)]]
+
+    def read_ids(self) -> list[int]:
+        """The tokens of it that are in the cache."""
+        n_prompt = len(self.request.prompt_ids)
+        return [*self.request.prompt_ids[: self.n_read], *self.output_ids[: max(0, self.n_read - n_prompt)]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +173,13 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """A token that was sampled: its id, its logarithmic probability, and the likeliest alternatives if asked for."""
+class Lost:
+    """What became of a work that was in the same forward as one that failed: its row must be read again."""
 
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+
+Result = Token | SashError | Lost | None
+"""What a work came to: the token that was sampled, an error that ends the sequence, a row to be read again, or None
+where only a part of a prompt was read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,82 +1,198 @@
 """Runs a step's work through the network and samples: torch lives here, the state of requests does not.
 
-Every prompt chunk is a forward of its own, and sequences that write are taken together, at most 16 at a time: up to
-there the matrix products of bfloat16 on x86 give a row the same bits whoever shares the batch, and a chunk is long
-enough to gain nothing from company. So what a request reads does not depend on the others.
+Where a row's numbers depend on nothing but itself (`Network.independent`), a whole step is one forward. Elsewhere every
+prompt chunk is a forward of its own, and sequences that write are taken together, at most 16 at a time: up to there
+the matrix products of bfloat16 on x86 give a row the same bits whoever shares the batch, and a chunk is long enough to
+gain nothing from company. So what a request reads does not depend on the others.
+
+What fails in one request's part ends that request. A forward that fails is repeated with each of its works alone, so
+that the others go on as if nothing had been: see `Runner._alone`.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence as Many
+
 import torch
 from torch import Tensor
 
-from sash.engine.request import Sequence, Token, Work
+from sash.engine.lanes import Lanes, Place
+from sash.engine.request import Lost, Request, Result, Sequence, Token, Work
 from sash.errors import SashError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.packed import Network
+from sash.network.undo import undo
 from sash.sampling import new_generator, sample
+
+logger = logging.getLogger(__name__)
 
 MAX_WRITERS = 16
 
+HEAD_ROWS = 128
+"""Prompt tokens whose logits are held at once, where they are asked for."""
+
+Results = list[tuple[Work, Result]]
+
 
 class Runner:
-    """A decoder and its cache."""
+    """The network and cache of every lane."""
 
-    def __init__(self, decoder: Network, cache: KVCache) -> None:
-        self.decoder = decoder
-        self.cache = cache
-        self._generators: dict[int, torch.Generator] = {}
+    def __init__(self, lanes: Lanes) -> None:
+        self.lanes = lanes
+        self._generators: dict[Sequence, torch.Generator] = {}
 
     @torch.inference_mode()
-    def run(self, works: list[Work]) -> list[tuple[Work, Token | SashError | None]]:
+    def run(self, works: list[Work]) -> Results:
         """Compute a step; an error in one sequence's part is its result, and nobody else's."""
-        results: list[tuple[Work, Token | SashError | None]] = []
-        writing = [work for work in works if not work.sequence.reading]
-        for start in range(0, len(writing), MAX_WRITERS):
-            results += self._forward(writing[start : start + MAX_WRITERS])
-        for work in works:
-            if work.sequence.reading:
-                results += self._forward([work])
+        results: Results = []
+        for lane in dict.fromkeys(work.sequence.lane for work in works):
+            place = self.lanes.of(lane)
+            for batch in _batches([work for work in works if work.sequence.lane == lane], place.network):
+                results += self._attempt(place, batch)
         return results
 
-    def _forward(self, works: list[Work]) -> list[tuple[Work, Token | SashError | None]]:
-        batch = Batch.pack(
-            [work.sequence.next_tokens(work.n_tokens) for work in works],
-            [work.sequence.position for work in works],
-            [_row(work.sequence) for work in works],
-            device=self.cache.device,
-        )
-        hidden_TD = self.decoder(batch, self.cache)
-        last = [span.stop - 1 for span, work in zip(batch.spans, works, strict=True) if work.writes]
-        logits_NV = self.decoder.logits(hidden_TD[last]) if last else None
-        results: list[tuple[Work, Token | SashError | None]] = []
-        done = 0
-        for work in works:
-            if logits_NV is None or not work.writes:
-                results.append((work, None))
-                continue
-            results.append((work, self._sample(work.sequence, logits_NV[done])))
-            done += 1
-        return results
-
-    def _sample(self, sequence: Sequence, logits_V: Tensor) -> Token | SashError:
-        params = sequence.request.params
+    def _attempt(self, place: Place, works: list[Work]) -> Results:
+        """One forward of all, or where that fails one of each."""
         try:
-            sampled = sample(logits_V, params, sequence.seen.ids, self._generator(sequence))
-        except SashError as error:
-            return error
-        return Token(sampled.token_id, sampled.logprob, tuple(sampled.top))
+            hidden_TD = place.network(_pack(works, place.cache), place.cache)
+        except Exception as error:
+            if len(works) == 1:
+                return [(works[0], _as_error(error, "computing"))]
+            logger.warning("a step of %d sequences failed (%s): each is tried alone", len(works), type(error).__name__)
+            return [result for work in works for result in self._alone(place, work)]
+        return self._reveal(place, works, hidden_TD)
+
+    def _alone(self, place: Place, work: Work) -> Results:
+        """Repeat one work of a forward that failed.
+
+        A forward that failed half way may have written keys and values of some layers. A single token's go where
+        nothing is any more that its sequence can see, so that its step can be repeated; what a longer chunk wrote over
+        may be needed by its own first tokens, so its row has to be read anew.
+        """
+        sequence = work.sequence
+        if undo(place.cache, _row(sequence), sequence.position, work.n_tokens):
+            return self._attempt(place, [work])
+        if sequence.request.row is not None:
+            return [(work, SashError("a part of the text was lost when a step failed: feed it again"))]
+        place.cache.wipe(_row(sequence))
+        return [(work, Lost())]
+
+    def _reveal(self, place: Place, works: list[Work], hidden_TD: Tensor) -> Results:
+        """What a forward that went well says of each work."""
+        ends, end = [], 0
+        for work in works:
+            end += work.n_tokens
+            ends.append(end)
+        last = [hidden_TD[end - 1] for end, work in zip(ends, works, strict=True) if work.writes]
+        logits = self._logits(place.network, last)
+        results: Results = []
+        for end, work in zip(ends, works, strict=True):
+            result: Result = None
+            try:
+                if work.sequence.request.prompt_logprobs is not None:
+                    self._score(place.network, work, hidden_TD[end - work.n_tokens : end])
+                if work.writes:
+                    result = self._sample(work.sequence, logits.pop(0))
+            except Exception as error:
+                result = _as_error(error, "choosing a token")
+            results.append((work, result))
+        return results
+
+    def _logits(self, network: Network, rows: list[Tensor]) -> list[Tensor | Exception]:
+        """Logits of each row, or what went wrong with it."""
+        if not rows:
+            return []
+        try:
+            return list(network.logits(torch.stack(rows)))
+        except Exception as error:
+            if len(rows) == 1:
+                return [error]
+        return [one for row in rows for one in self._logits(network, [row])]
+
+    def _sample(self, sequence: Sequence, logits_V: Tensor | Exception) -> Token:
+        if isinstance(logits_V, Exception):
+            raise logits_V
+        request = sequence.request
+        grammar = request.grammar
+        sampled = sample(logits_V, request.params, sequence.seen.ids, self._generator(sequence))
+        if grammar is not None:
+            grammar.take(sampled.token_id)
+        ends = grammar is not None and grammar.finished
+        return Token(sampled.token_id, sampled.logprob, tuple(sampled.top), ends)
+
+    def _score(self, network: Network, work: Work, hidden_CD: Tensor) -> None:
+        """Add the log-probabilities of the prompt tokens that follow each token of a chunk."""
+        sequence = work.sequence
+        prompt, first = sequence.request.prompt_ids, sequence.n_read
+        scored: list[Token | None] = [] if first else [None]
+        wanted = prompt[first + 1 : first + 1 + work.n_tokens]
+        for start in range(0, len(wanted), HEAD_ROWS):
+            logits_NV = network.logits(hidden_CD[start : min(start + HEAD_ROWS, len(wanted))])
+            scored += _scores(logits_NV, wanted[start : start + HEAD_ROWS], sequence.request.prompt_logprobs or 0)
+        sequence.prompt_logprobs += scored
 
     def _generator(self, sequence: Sequence) -> torch.Generator:
-        key = id(sequence)
-        if key not in self._generators:
-            self._generators[key] = new_generator(sequence.request.params)
-        return self._generators[key]
+        if sequence not in self._generators:
+            self._generators[sequence] = new_generator(sequence.request.params)
+        return self._generators[sequence]
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept for a sequence that has ended."""
-        self._generators.pop(id(sequence), None)
+        self._generators.pop(sequence, None)
+
+
+def _batches(works: list[Work], network: Network) -> list[list[Work]]:
+    """Works that share a forward."""
+    if network.independent:
+        return [works] if works else []
+    writing = [work for work in works if not work.sequence.reading]
+    together = [writing[start : start + MAX_WRITERS] for start in range(0, len(writing), MAX_WRITERS)]
+    return together + [[work] for work in works if work.sequence.reading]
+
+
+def _pack(works: list[Work], cache: KVCache) -> Batch:
+    flags = None
+    if any(work.sequence.request.pins for work in works):
+        flags = [_flags(work.sequence.request, work.sequence.n_read, work.n_tokens) for work in works]
+    return Batch.pack(
+        [work.sequence.next_tokens(work.n_tokens) for work in works],
+        [work.sequence.position for work in works],
+        [_row(work.sequence) for work in works],
+        pinned=flags,
+        device=cache.device,
+    )
+
+
+def _flags(request: Request, first: int, count: int) -> list[bool]:
+    """Which of the tokens first..first+count-1 of a request are pinned."""
+    flags = [False] * count
+    for run in request.pins:
+        for index in range(max(run.start, first), min(run.stop, first + count)):
+            flags[index - first] = True
+    return flags
+
+
+def _scores(logits_NV: Tensor, wanted: Many[int], n_top: int) -> list[Token]:
+    """Each token with its log-probability in its row, and the likeliest of that row."""
+    scores_NV = logits_NV.float().log_softmax(-1)
+    chosen_N = scores_NV.gather(1, torch.tensor(list(wanted), device=scores_NV.device)[:, None]).squeeze(1).tolist()
+    top_NK, ids_NK = scores_NV.topk(n_top, -1) if n_top else (scores_NV[:, :0], scores_NV[:, :0])
+    return [
+        Token(token_id, chosen, tuple(zip(map(int, ids), tops, strict=True)))
+        for token_id, chosen, ids, tops in zip(wanted, chosen_N, ids_NK.tolist(), top_NK.tolist(), strict=True)
+    ]
+
+
+def _as_error(error: Exception, doing: str) -> SashError:
+    """What ended one request, as an error that its caller can be told."""
+    if isinstance(error, SashError):
+        return error
+    logger.error("a request failed while %s", doing, exc_info=error)
+    told = SashError(f"the request failed while {doing}: {type(error).__name__}: {error}")
+    told.__cause__ = error
+    return told
 
 
 def _row(sequence: Sequence) -> int:

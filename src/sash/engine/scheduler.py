@@ -1,81 +1,185 @@
 """Who runs in the next step: a pure state machine. No torch, no clock; it alone changes the state of sequences.
 
-First come, first served. Sequences that write take one token each a step; of those that read, as many as the token
-budget holds take a chunk. A request's chunks always lie at the same places, whoever else is running, so that its
-numbers cannot depend on its neighbours' prompts.
+First come, first served: whoever waits at the head of the queue is the next to get a row. Sequences that write take
+one token each, in every step; those that read take what is left of the token budget. Where the network's numbers
+depend on chunks, a request's chunks always lie at the same places, whoever else is running, so that its tokens cannot
+depend on its neighbours' prompts. Where they do not, prompts are read in small slices while somebody writes.
+
+Readers take turns: in every other step the one that came first is served first, in the others the one that has least
+left to read. So a short prompt need not wait for a long one, and a long one gets half of the reading at least.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 
-from sash.engine.request import Event, FinishReason, Request, Sequence, Token, Work
+from sash.engine.admission import Admission, Cost, Room
+from sash.engine.request import Event, FinishReason, Lost, Request, Result, Sequence, Token, Work
 from sash.errors import SashError, UsageError
 
 
-class Scheduler:
-    """Sequences that wait, those that run, and the cache rows between them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How prompts are read.
 
-    def __init__(self, rows: list[int], chunk: int = 512, token_budget: int | None = None) -> None:
-        """`rows` are the free cache rows; a prompt is read by `chunk` tokens, all prompts by `token_budget` a step."""
-        if chunk < 1:
-            raise UsageError(f"a chunk is 1 token or more; got {chunk}")
-        self._free = deque(rows)
-        self._chunk = chunk
-        self._budget = max(chunk, token_budget or chunk)
+    Attributes:
+        chunk: tokens of a prompt that are read at once.
+        budget: tokens of a step, of all sequences; one chunk is read even if it holds less.
+        slice: prompt tokens of a step while somebody writes, for networks whose numbers depend on no chunks; None
+            keeps chunks at multiples of `chunk` from the sequence's beginning.
+        next_point: the next position at which a chunk has to end, whoever runs; None for nowhere.
+    """
+
+    chunk: int = 512
+    budget: int = 512
+    slice: int | None = None
+    next_point: Callable[[int], int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise UsageError(f"a chunk is 1 token or more; got {self.chunk}")
+        if self.slice is not None and self.slice < 1:
+            raise UsageError(f"a slice is 1 token or more; got {self.slice}")
+
+    def allowance(self, n_writing: int) -> int:
+        """Prompt tokens of a step in which so many sequences write.
+
+        >>> Pace(chunk=512, budget=512).allowance(8), Pace(chunk=256, budget=512).allowance(8)
+        (512, 504)
+        >>> Pace(slice=128).allowance(8), Pace(slice=128).allowance(0), Pace(slice=128).allowance(500)
+        (128, 512, 12)
+        """
+        left = self.budget - n_writing
+        if self.slice is None:
+            return max(self.chunk, left)
+        return max(1, min(self.slice, left) if n_writing else left)
+
+    def count(self, sequence: Sequence, left: int) -> int:
+        """How many tokens a sequence reads next where `left` may be read; 0 where its chunk is longer."""
+        position = sequence.position
+        end = position + sequence.n_unread
+        if self.next_point is not None:
+            end = min(end, self.next_point(position))
+        if self.slice is not None:
+            return min(self.chunk, left, end - position)
+        count = min(self.chunk - position % self.chunk, end - position)
+        return count if count <= left else 0
+
+
+class Scheduler:
+    """Sequences that wait, those that run, and what they share."""
+
+    def __init__(
+        self,
+        rows: Iterable[int],
+        chunk: int = 512,
+        token_budget: int | None = None,
+        *,
+        pace: Pace | None = None,
+        room: Room | None = None,
+        cost: Cost | None = None,
+    ) -> None:
+        """`rows` are the free cache rows; a prompt is read by `chunk` tokens, all prompts by `token_budget` a step.
+
+        `pace` says more about that, and is used instead. Without `cost` only rows are counted, and no bytes.
+        """
+        self.pace = pace or Pace(chunk=chunk, budget=max(chunk, token_budget or chunk))
+        self.admission = Admission(rows, room or Room(), cost)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
-        self._released: list[int] = []
+        self._n_steps = 0
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         return not self._waiting and not self._running
 
-    def submit(self, request: Request) -> Sequence:
-        """Queue a request."""
-        sequence = Sequence(request)
+    @property
+    def n_waiting(self) -> int:
+        """Sequences without a row."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        """Sequences with a row, in the order they came."""
+        return tuple(self._running)
+
+    def submit(self, request: Request, lane: Hashable = None) -> Sequence:
+        """Queue a request.
+
+        Raises:
+            DoesNotFitError: it could not run even if it were alone.
+        """
+        return self.enqueue(Sequence(request, lane))
+
+    def enqueue(self, sequence: Sequence) -> Sequence:
+        """Queue a sequence that was made elsewhere; see `submit`."""
+        self.admission.check(sequence.lane, sequence.request.longest)
         self._waiting.append(sequence)
         return sequence
 
+    def admit(self) -> list[Sequence]:
+        """Give rows to those that wait, in the order they came, as far as there is room; those that got one."""
+        admitted = []
+        while self._waiting and self.admission.admit(self._waiting[0]):
+            admitted.append(self._waiting.popleft())
+        self._running += admitted
+        return admitted
+
+    def resume(self, sequence: Sequence, n_read: int) -> None:
+        """Note that a row was given the first `n_read` tokens of its sequence from elsewhere."""
+        if sequence.n_read or not 0 < n_read < sequence.n_known:
+            raise UsageError(f"a sequence of {sequence.n_known} tokens cannot go on after {n_read}")
+        sequence.n_read = sequence.n_reused = n_read
+
     def schedule(self) -> list[Work]:
-        """The next step: those that write first, in the order they came, then chunks of those that read."""
-        self._admit()
+        """The next step of those with a row: first those that write, in the order they came, then those that read."""
         writing = [Work(sequence, 1, True) for sequence in self._running if not sequence.reading]
-        reading, budget = [], self._budget
-        for sequence in self._running:
-            if not sequence.reading:
-                continue
-            count = min(self._chunk, sequence.n_unread)
-            if count > budget:
-                break
-            budget -= count
-            reading.append(Work(sequence, count, count == sequence.n_unread))
+        readers = [sequence for sequence in self._running if sequence.reading]
+        left = self.pace.allowance(len(writing))
+        shortest_first = sorted(readers, key=lambda sequence: sequence.n_unread)
+        if readers and self._n_steps % 2 == 0:
+            shortest_first.remove(readers[0])
+            shortest_first.insert(0, readers[0])
+        self._n_steps += 1
+        reading = []
+        for sequence in shortest_first:
+            count = self.pace.count(sequence, left) if left else 0
+            if count:
+                left -= count
+                reading.append(Work(sequence, count, count == sequence.n_unread))
         return writing + reading
 
-    def commit(self, results: list[tuple[Work, Token | SashError | None]]) -> list[Event]:
-        """Take over what a step computed.
-
-        Args:
-            results: of each work of the step, the token that was sampled, an error that ends the sequence, or None
-                where only a part of a prompt was read.
-        """
+    def commit(self, results: Iterable[tuple[Work, Result]]) -> list[Event]:
+        """Take over what a step came to."""
         events = []
         for work, result in results:
             sequence = work.sequence
             if sequence.finish_reason is not None:
                 continue
-            read = work.n_tokens if sequence.reading else 0
+            if isinstance(result, Lost):
+                sequence.n_read = sequence.n_reused = 0
+                sequence.prompt_logprobs.clear()
+                continue
+            before = sequence.n_read
             sequence.n_read += work.n_tokens
+            read = max(0, min(sequence.n_read, len(sequence.request.prompt_ids)) - before)
             if isinstance(result, SashError):
-                sequence.error = result
-                self._finish(sequence, "error")
-                events.append(Event(sequence, read, None))
+                events.append(self.fail(sequence, result, read))
                 continue
             if result is not None:
                 self._write(sequence, result)
             events.append(Event(sequence, read, result))
         return events
+
+    def fail(self, sequence: Sequence, error: SashError, n_read: int = 0) -> Event:
+        """End a sequence by an error."""
+        if sequence.finish_reason is None:
+            sequence.error = error
+            self._finish(sequence, "error")
+        return Event(sequence, n_read, None)
 
     def cancel(self, sequence: Sequence, reason: FinishReason = "cancelled") -> None:
         """End a sequence now, waiting or running."""
@@ -84,27 +188,15 @@ class Scheduler:
 
     def released(self) -> list[int]:
         """Rows that ended sequences gave back since the last call; they are free again once this returns them."""
-        rows, self._released = self._released, []
-        self._free.extend(rows)
-        return rows
-
-    def _admit(self) -> None:
-        while self._waiting:
-            sequence = self._waiting[0]
-            if sequence.request.row is not None:
-                sequence.row = sequence.request.row
-            elif self._free:
-                sequence.row = self._free.popleft()
-            else:
-                return
-            self._running.append(self._waiting.popleft())
+        return self.admission.released()
 
     def _write(self, sequence: Sequence, token: Token) -> None:
+        request = sequence.request
         sequence.output_ids.append(token.token_id)
         sequence.seen.extend((token.token_id,))
-        if token.token_id in sequence.request.stop_ids and not sequence.request.params.ignore_eos:
+        if token.ends or (token.token_id in request.stop_ids and not request.params.ignore_eos):
             self._finish(sequence, "stop")
-        elif len(sequence.output_ids) >= sequence.request.params.max_tokens:
+        elif len(sequence.output_ids) >= request.params.max_tokens:
             self._finish(sequence, "length")
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -113,5 +205,4 @@ class Scheduler:
             self._running.remove(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
-        if sequence.row is not None and not sequence.request.keep_row:
-            self._released.append(sequence.row)
+        self.admission.release(sequence)

@@ -189,13 +189,20 @@ class ModelConfig:
         """How many positions back the whole stack can carry information; None for all."""
         return reach(self.patterns)
 
-    def with_window(self, window: int | Literal["full"] | None = None, pins: int = 0) -> ModelConfig:
+    def with_window(
+        self,
+        window: int | Literal["full"] | None = None,
+        pins: int = 0,
+        *,
+        pin_by: Literal["first", "flag"] = "first",
+    ) -> ModelConfig:
         """This model with a forced window and pins.
 
         Args:
             window: None keeps the checkpoint's own; an integer limits every layer to at most that many keys (a layer
                 whose own window is smaller keeps it); "full" lifts every window.
             pins: the first n positions stay visible in every windowed layer.
+            pin_by: "flag" pins up to n positions that carry a flag instead, wherever they are.
 
         Raises:
             WindowError: a window below 1.
@@ -210,7 +217,8 @@ class ModelConfig:
             own = layer.pattern.window
             size = own if window is None else None if window == "full" else min(window, own or window)
             kept = pins if size is not None else 0
-            layers.append(replace(layer, pattern=replace(layer.pattern, window=size, pins=kept)))
+            pattern = replace(layer.pattern, window=size, pins=kept, pin_by=pin_by if kept else "first")
+            layers.append(replace(layer, pattern=pattern))
         if pins and all(layer.pattern.window is None for layer in layers):
             raise PinsError("pins hold tokens back from sliding out, and this model has no window: add --window N")
         changed = tuple(layer.pattern.window for layer in layers) != self.windows

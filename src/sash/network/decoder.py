@@ -49,7 +49,11 @@ class Decoder(nn.Module):
     Attributes:
         config: what it is.
         backend: what computes attention; replaceable.
+        independent: whether a row's numbers depend neither on its company in a step nor on chunks: matrix products of
+            torch sum in another order for another number of rows.
     """
+
+    independent = False
 
     def __init__(self, config: ModelConfig, backend: Backend = attend_segment) -> None:
         super().__init__()

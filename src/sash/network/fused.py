@@ -55,8 +55,10 @@ class FusedDecoder:
         parts: its parameters.
         dtype: what keys and values are computed in.
         device: where it computes.
+        independent: a row's numbers depend neither on its company in a step nor on chunks.
     """
 
+    independent = True
     dtype = torch.bfloat16
     device = torch.device("cpu")
 

@@ -1,0 +1,362 @@
+"""The one thread that owns the model, and the door to it: any thread may submit and cancel.
+
+The thread sleeps while there is nothing to do. Whatever goes wrong in one request ends that request; what goes wrong
+in the loop itself ends them all, each with an error, and the engine says so from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+
+from sash.engine.admission import Room
+from sash.engine.engine import Steps
+from sash.engine.figures import Capacity, Counts, Figures, Health, State
+from sash.engine.lanes import MAX_LANES, Lane, Lanes, cost_of, lane_config
+from sash.engine.request import Event, Request, Sequence
+from sash.engine.scheduler import Pace, Scheduler
+from sash.errors import DoesNotFitError, DrainingError, PinsError, QueueFullError, SashError, UsageError
+from sash.network.cache import KVCache
+from sash.network.packed import Network
+
+logger = logging.getLogger(__name__)
+
+Take = Callable[[Event], bool | None]
+"""What a request's events are handed to, on the engine's thread: it has to be quick, and must not wait."""
+
+READ_SLICE = 128
+"""Prompt tokens of a step while somebody writes: little enough that a step does not take several times as long."""
+
+LONGEST = 2**31
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request that was accepted.
+
+    Attributes:
+        sequence: how far it has got; only the engine's thread changes it.
+        take: what its events are handed to.
+        ended: whether its last event was handed over.
+    """
+
+    sequence: Sequence
+    take: Take
+    ended: bool = False
+
+
+class Service:
+    """Serves requests of many threads on one thread of its own."""
+
+    def __init__(
+        self,
+        decoder: Network,
+        *,
+        kv: str = "auto",
+        kv_memory: int,
+        max_rows: int = 32,
+        chunk: int = 512,
+        token_budget: int = 512,
+        max_waiting: int = 128,
+        read_slice: int = READ_SLICE,
+    ) -> None:
+        """Make room for the sequences; nothing runs before `start`.
+
+        Args:
+            decoder: the network.
+            kv: what keys and values are kept as; see `sash.network.cache.KVCache`.
+            kv_memory: bytes for keys and values of all sequences.
+            max_rows: sequences that run at once, if the memory is enough for them.
+            chunk: tokens of a prompt that are read at once.
+            token_budget: tokens of a step, of all sequences.
+            max_waiting: requests that may wait for a row.
+            read_slice: prompt tokens of a step while somebody writes, where chunks change no numbers.
+
+        Raises:
+            DoesNotFitError: `kv_memory` does not hold one sequence.
+        """
+        if max_rows < 1 or max_waiting < 0 or token_budget < 1:
+            raise UsageError("a service needs 1 row, a budget of 1 token, and room for 0 that wait, or more")
+        self._config, self._kv_memory, self._max_waiting = decoder.config, kv_memory, max_waiting
+        self._cost = cost_of(decoder.config, kv, str(decoder.dtype).removeprefix("torch."))
+        row_bytes = self._cost(None, 1)
+        if row_bytes > kv_memory:
+            raise DoesNotFitError(
+                f"one sequence takes {row_bytes:,} bytes of keys and values, and there are {kv_memory:,}: give more"
+            )
+        n_rows = max(1, min(max_rows, kv_memory // max(1, row_bytes)))
+        lanes = Lanes(decoder, lambda network: KVCache(network.config, n_rows, network.dtype, network.device, kv))
+        pace = Pace(chunk=chunk, budget=token_budget, slice=read_slice if decoder.independent else None)
+        room = Room(memory=kv_memory, max_lanes=MAX_LANES)
+        self._steps = Steps(lanes, Scheduler(range(n_rows), pace=pace, room=room, cost=self._cost))
+        self._n_rows = n_rows
+        self._state: State = "loading"
+        self._error: str | None = None
+        self._changed = threading.Condition()
+        self._arrived: list[Ticket] = []
+        self._cancelled: list[Ticket] = []
+        self._open: dict[Sequence, Ticket] = {}
+        self._n_open = 0
+        self._stopping = False
+        self._busy_since: float | None = None
+        self._counts = Counts()
+        self._thread: threading.Thread | None = None
+
+    # Any thread.
+
+    def start(self) -> None:
+        """Begin to serve.
+
+        Raises:
+            UsageError: it was started before.
+        """
+        with self._changed:
+            if self._state != "loading":
+                raise UsageError("a service starts once")
+            n_threads = torch.get_num_threads()
+            self._thread = threading.Thread(target=self._run, args=(n_threads,), name="sash-engine", daemon=True)
+            self._state = "ready"
+        self._thread.start()
+
+    def submit(self, request: Request, take: Take, lane: Lane | None = None) -> Ticket:
+        """Queue a request.
+
+        Args:
+            request: what to do.
+            take: called on the engine's thread for every event. Where it returns True, the request ends there, with
+                the reason "stop"; what it raises ends this request only. The last event of every request, and only
+                that, has a finish reason, whatever ended it; errors are in `Sequence.error`.
+            lane: a smaller window than the model's own, and room for pins.
+
+        Raises:
+            QueueFullError: as many requests wait as may.
+            DrainingError: nothing is taken any more.
+            DoesNotFitError: the request takes more memory than there is for all.
+            WindowError, PinsError, UsageError: it cannot be.
+        """
+        sequence = Sequence(request, self._check(request, lane or Lane()))
+        sequence.arrived = time.monotonic()
+        ticket = Ticket(sequence, take)
+        with self._changed:
+            if self._state in ("draining", "dead"):
+                raise DrainingError(self._error or "the server is finishing what it has: try again later")
+            waiting = self._steps.scheduler.n_waiting + len(self._arrived)
+            free = 0 if self._steps.scheduler.n_waiting else self._steps.scheduler.admission.n_free
+            if waiting >= self._max_waiting + free:
+                raise QueueFullError(f"{waiting} requests wait already: try again later")
+            self._arrived.append(ticket)
+            self._n_open += 1
+            self._changed.notify_all()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a request; its row is free before the next step. Nothing happens if it has ended."""
+        with self._changed:
+            if not ticket.ended:
+                self._cancelled.append(ticket)
+                self._changed.notify_all()
+
+    def drain(self, seconds: float) -> bool:
+        """Refuse new requests and wait for those that were accepted; whether all of them ended in time."""
+        with self._changed:
+            if self._state in ("loading", "ready"):
+                self._state = "draining"
+            return self._changed.wait_for(lambda: not self._n_open or self._state == "dead", timeout=seconds)
+
+    def stop(self) -> None:
+        """End now: what still runs ends with an error. Returns once the thread has ended."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._changed:
+            self._state = "dead"
+            self._error = self._error or "the engine was stopped"
+
+    @property
+    def health(self) -> Health:
+        """Whether it runs, and how long its present step has taken."""
+        since = self._busy_since
+        seconds = 0.0 if since is None else max(0.0, time.monotonic() - since)
+        return Health(state=self._state, heartbeat_seconds=seconds, error=self._error)
+
+    def figures(self) -> Figures:
+        """What it does at this moment."""
+        scheduler, counts = self._steps.scheduler, self._counts
+        running = scheduler.running
+        held = [(sequence.lane, sequence.position) for sequence in running]
+        token_bytes = self._token_bytes()
+        return Figures(
+            running=len(running),
+            waiting=scheduler.n_waiting + len(self._arrived),
+            rows_used=self._n_rows - scheduler.admission.n_free,
+            rows_total=self._n_rows,
+            lanes=len(self._steps.lanes),
+            kv_bytes=sum(self._cost(lane, length) for lane, length in held),
+            kv_reserved=scheduler.admission.reserved,
+            kv_memory=self._kv_memory,
+            kv_bytes_full=sum(token_bytes * length for _, length in held),
+            evicted_tokens=counts.evicted_tokens + sum(self._evicted(*one) for one in held),
+            steps=counts.steps,
+            prompt_tokens=counts.prompt_tokens,
+            reused_tokens=counts.reused_tokens,
+            output_tokens=counts.output_tokens,
+            finished=dict(counts.finished),
+        )
+
+    def capacity(self) -> Capacity:
+        """How many sequences fit."""
+        first, grown = self._cost(None, 1), self._cost(None, LONGEST)
+        bounded = grown <= self._kv_memory // self._n_rows
+        return Capacity(
+            rows=self._n_rows,
+            sequences=self._n_rows if bounded else None,
+            tokens=None if bounded else self._most_tokens(self._kv_memory),
+            tokens_each=None if bounded else self._most_tokens(self._kv_memory // self._n_rows),
+            row_bytes=first,
+            kv_memory=self._kv_memory,
+        )
+
+    def _most_tokens(self, memory: int) -> int:
+        """The longest sequence that so many bytes hold."""
+        low, high = 0, LONGEST
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._cost(None, middle) <= memory else (low, middle - 1)
+        return low
+
+    def _token_bytes(self) -> int:
+        """Bytes of the keys and values of one token in all layers."""
+        cache = self._steps.lanes.own.cache
+        itemsize, scale = cache.number_bytes
+        config = self._config
+        return 2 * config.n_layers * config.n_kv_heads * (config.head_dim * itemsize + scale)
+
+    def _evicted(self, lane: Hashable, length: int) -> int:
+        """Tokens of a sequence that have slid out of its largest window."""
+        config = lane_config(self._config, lane) if isinstance(lane, Lane) else self._config
+        return 0 if config.window is None else max(0, length - config.window)
+
+    def _check(self, request: Request, lane: Lane) -> Lane | None:
+        """The lane of a request that can be served."""
+        if request.row is not None or request.keep_row or request.position:
+            raise UsageError("a service gives out its rows itself")
+        vocab_size = self._config.vocab_size
+        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab_size:
+            raise UsageError(f"token ids lie between 0 and {vocab_size - 1}")
+        if request.n_pins > lane.pins:
+            raise PinsError(f"{request.n_pins} tokens are pinned, and there is room for {lane.pins}: pin fewer")
+        key = None if lane.own else lane
+        self._steps.scheduler.admission.check(key, request.longest)
+        return key
+
+    # The engine's thread.
+
+    def _run(self, n_threads: int) -> None:
+        error: BaseException | None = None
+        try:
+            torch.set_num_threads(n_threads)
+            while self._turn():
+                pass
+        except BaseException as failure:
+            error = failure
+            logger.critical("the engine failed", exc_info=failure)
+        self._end_all(error)
+
+    def _turn(self) -> bool:
+        """Wait for something to do, and do one step of it; False once it is to stop."""
+        with self._changed:
+            while not (self._arrived or self._cancelled or self._stopping) and self._steps.idle:
+                self._busy_since = None
+                self._changed.wait()
+            self._busy_since = time.monotonic()
+            if self._stopping:
+                return False
+            arrived, self._arrived = self._arrived, []
+            cancelled, self._cancelled = self._cancelled, []
+            for ticket in arrived:
+                self._open[ticket.sequence] = self._enqueue(ticket)
+        for ticket in cancelled:
+            if not ticket.ended:
+                self._steps.cancel(ticket.sequence)
+                self._hand(Event(ticket.sequence, 0, None))
+        self._hand_all(self._steps.admit())
+        now = time.monotonic()
+        for sequence in self._steps.scheduler.running:
+            sequence.admitted = sequence.admitted or now
+        if self._steps.scheduler.running:
+            self._hand_all(self._steps.compute())
+            self._counts.steps += 1
+        return True
+
+    def _enqueue(self, ticket: Ticket) -> Ticket:
+        self._steps.scheduler.enqueue(ticket.sequence)
+        return ticket
+
+    def _hand_all(self, events: list[Event]) -> None:
+        for event in events:
+            self._hand(event)
+
+    def _hand(self, event: Event) -> None:
+        """Hand an event to whom it is for, and mind what becomes of that."""
+        sequence = event.sequence
+        ticket = self._open.get(sequence)
+        if ticket is None:
+            return
+        self._count(event)
+        if sequence.finish_reason is not None:
+            self._close(ticket)
+        try:
+            stops = ticket.take(event) is True
+        except Exception as error:
+            logger.exception("the receiver of a request's events failed")
+            if sequence.finish_reason is None:
+                self._steps.fail(sequence, SashError(f"the answer could not be handed over: {type(error).__name__}"))
+                self._hand(Event(sequence, 0, None))
+            return
+        if stops and sequence.finish_reason is None:
+            self._steps.cancel(sequence, "stop")
+            self._hand(Event(sequence, 0, None))
+
+    def _count(self, event: Event) -> None:
+        sequence, counts = event.sequence, self._counts
+        counts.prompt_tokens += event.n_read
+        if event.token is not None:
+            counts.output_tokens += 1
+            sequence.first_token = sequence.first_token or time.monotonic()
+        if sequence.finish_reason is not None:
+            sequence.finished = time.monotonic()
+            counts.finished[sequence.finish_reason] += 1
+            counts.reused_tokens += sequence.n_reused
+            counts.evicted_tokens += self._evicted(sequence.lane, sequence.position)
+
+    def _close(self, ticket: Ticket) -> None:
+        del self._open[ticket.sequence]
+        with self._changed:
+            ticket.ended = True
+            self._n_open -= 1
+            self._changed.notify_all()
+
+    def _end_all(self, error: BaseException | None) -> None:
+        """Give everybody who still waits the last event."""
+        said = "the engine was stopped" if error is None else f"the engine failed: {type(error).__name__}: {error}"
+        with self._changed:
+            self._state, self._error, self._busy_since = "dead", said, None
+            for ticket in self._arrived:
+                self._open[ticket.sequence] = ticket
+            self._arrived.clear()
+            self._cancelled.clear()
+        told = DrainingError(f"{said} before the answer was complete")
+        for sequence in list(self._open):
+            try:
+                self._steps.fail(sequence, told)
+            except Exception:
+                logger.exception("a row could not be freed")
+            sequence.finish_reason, sequence.error = "error", sequence.error or told
+            self._hand(Event(sequence, 0, None))
