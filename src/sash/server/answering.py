@@ -1,0 +1,255 @@
+"""From a plan to an answer, streamed or whole: the same for every route that writes text."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import traceback
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from sash.engine.grammar import Grammar
+from sash.engine.request import Request, Sequence, Token
+from sash.sampling import SamplingParams
+from sash.server.account import timings, to_json, usage, view
+from sash.server.call import Call, ClientGoneError, Job
+from sash.server.errors import ApiError, internal_error
+from sash.server.fields import MAX_INT
+from sash.server.mail import Box
+from sash.server.place import Place, owner_of
+from sash.server.streaming import DONE, PING, EventStream, event
+from sash.server.window import Frame
+from sash.server.writing import Part, Writer
+
+logger = logging.getLogger(__name__)
+
+BEGIN_SECONDS = 10.0
+"""How long a stream waits for the engine to take it up, so that what fails by then has a true status."""
+
+CLIENT_GONE = 499
+"""The status, for the log only, of a request whose client has left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a request comes to.
+
+    Attributes:
+        prompts: token ids of each prompt.
+        n: answers for each prompt.
+        params: how to write.
+        frame: the window to read through.
+        stream: whether to stream.
+        wants_usage: whether a stream's account comes in a chunk of its own.
+        progress: whether a stream tells how much of the prompt was read.
+        continues: whether the text goes on the prompt's.
+        prompt_logprobs: alternatives of each token of the prompt; None for nothing of the prompt.
+        grammars: of each answer; empty for none.
+        session: the name to keep the end of the conversation under.
+        headers: further headers of the answer.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    params: SamplingParams
+    frame: Frame
+    n: int = 1
+    stream: bool = False
+    wants_usage: bool = False
+    progress: bool = False
+    continues: bool = False
+    prompt_logprobs: int | None = None
+    grammars: tuple[Grammar, ...] = ()
+    session: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def n_answers(self) -> int:
+        """Answers to all prompts."""
+        return self.n * len(self.prompts)
+
+
+class Shape(Protocol):
+    """How a route writes its answers down. An answer's `index` counts through all prompts, `n` for each."""
+
+    prefix: str
+    whole_kind: str
+    chunk_kind: str
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """The first choice of a streamed answer."""
+
+    def pieces(self, part: Part) -> list[dict[str, Any]]:
+        """What a step adds to a streamed answer, as choices; the last one with the reason for its end."""
+
+    def choice(self, index: int, text: str, tokens: list[Token], sequence: Sequence, reason: str) -> dict[str, Any]:
+        """A whole answer."""
+
+
+class Answering:
+    """One request under way."""
+
+    def __init__(self, place: Place, plan: Plan, shape: Shape) -> None:
+        self._place, self._plan, self._shape = place, plan, shape
+        self._head = {
+            "id": f"{shape.prefix}-{uuid.uuid4().hex}",
+            "object": shape.chunk_kind if plan.stream else shape.whole_kind,
+            "created": int(time.time()),
+            "model": place.settings.name,
+            "system_fingerprint": place.fingerprint,
+        }
+
+    async def respond(self, request: HttpRequest) -> Response:
+        """Submit, and answer.
+
+        Raises:
+            ApiError: refused, or failed before anything of the answer was sent.
+        """
+        box: Box[Part] = self._place.box() if self._plan.stream else self._place.box(limit=math.inf)
+        call = Call(self._place.service, self._place.metrics, box, self._jobs(box))
+        call.start(request.receive)
+        try:
+            if self._plan.stream:
+                await call.begun(BEGIN_SECONDS)
+                pieces = self._frames(call, box, owner_of(request))
+                return EventStream(pieces, call.close, self._plan.headers)
+            answer = await self._whole(call, owner_of(request))
+        except ClientGoneError:
+            call.close()
+            return Response(status_code=CLIENT_GONE)
+        except BaseException:
+            call.close()
+            raise
+        call.close()
+        return Response(to_json(answer), media_type="application/json", headers=self._plan.headers)
+
+    def _jobs(self, box: Box[Part]) -> list[Job]:
+        plan, place = self._plan, self._place
+        tokenizer = place.lm.tokenizer
+        jobs = []
+        for index in range(plan.n_answers):
+            params = plan.params
+            if params.seed is not None and index % plan.n:
+                params = replace(params, seed=(params.seed + index % plan.n) & MAX_INT)
+            request = Request(
+                prompt_ids=plan.prompts[index // plan.n],
+                params=params,
+                stop_ids=tokenizer.eos_ids,
+                grammar=plan.grammars[index] if plan.grammars else None,
+                pins=plan.frame.pins,
+                prompt_logprobs=plan.prompt_logprobs,
+            )
+            writer = Writer(
+                index,
+                tokenizer,
+                box,
+                stop=params.stop,
+                continues=plan.continues,
+                wants_tokens=params.logprobs is not None,
+                on_gap=place.metrics.gap,
+            )
+            jobs.append(Job(request=request, writer=writer, lane=plan.frame.lane))
+        return jobs
+
+    async def _whole(self, call: Call, owner: str) -> dict[str, Any]:
+        texts: list[list[str]] = [[] for _ in range(self._plan.n_answers)]
+        tokens: list[list[Token]] = [[] for _ in range(self._plan.n_answers)]
+        reasons: dict[int, str] = {}
+        while not call.done:
+            for part in await call.parts():
+                texts[part.index].append(part.text)
+                tokens[part.index] += part.tokens
+                if part.ended is not None:
+                    reasons[part.index] = part.reason
+        choices = [
+            self._shape.choice(index, "".join(texts[index]), tokens[index], call.sequences[index], reasons[index])
+            for index in range(self._plan.n_answers)
+        ]
+        return {**self._head, "choices": choices, **self._account(call, owner)}
+
+    def _account(self, call: Call, owner: str) -> dict[str, Any]:
+        first = call.sequences[0]
+        seen = view(self._plan.frame, first)
+        if self._plan.session is not None:
+            ids = (*first.request.prompt_ids, *first.output_ids)
+            self._place.sessions.keep(owner, self._plan.session, ids, seen)
+        return {"usage": usage(call.sequences, self._plan.n), "timings": timings(first), "window": seen}
+
+    async def _frames(self, call: Call, box: Box[Part], owner: str) -> AsyncGenerator[bytes, None]:
+        """The events of a stream, several at a time where several have come."""
+        rhythm = _Rhythm(self._place.settings.ping_seconds, box)
+        try:
+            openings = [self._shape.opening(index) for index in range(self._plan.n_answers)]
+            yield b"".join(event(self._chunk(choice)) for choice in openings if choice is not None)
+            while not call.done:
+                chunks = [chunk for part in await call.parts() for chunk in self._chunks(part)]
+                if call.done:
+                    self._close_account(chunks, self._account(call, owner))
+                if chunks:
+                    yield b"".join(map(event, chunks)) + (DONE if call.done else b"")
+                elif rhythm.due:
+                    yield PING
+                rhythm.due = False
+        except ClientGoneError:
+            logger.info("a client left before its answer was whole")
+        except ApiError as error:
+            yield event(error.body) + DONE
+        except Exception as error:
+            log_fault(error, str(self._head["id"]))
+            yield event(internal_error(str(self._head["id"])).body) + DONE
+        finally:
+            rhythm.stop()
+            call.close()
+
+    def _chunks(self, part: Part) -> list[dict[str, Any]]:
+        chunks = [self._chunk(choice) for choice in self._shape.pieces(part)]
+        if part.n_read and self._plan.progress:
+            total = len(self._plan.prompts[part.index // self._plan.n])
+            progress = {"index": part.index, "total": total, "cache": part.n_cached, "processed": part.n_done}
+            chunks.insert(0, {**self._head, "choices": [], "prompt_progress": progress})
+        return chunks
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        chunk = {**self._head, "choices": [choice]}
+        if self._plan.wants_usage:
+            chunk["usage"] = None
+        return chunk
+
+    def _close_account(self, chunks: list[dict[str, Any]], account: dict[str, Any]) -> None:
+        """Add the account in a chunk of its own if that was asked for, else in the last one.
+
+        Only clients that asked expect a chunk without a choice.
+        """
+        if self._plan.wants_usage or not chunks:
+            chunks.append({**self._head, "choices": [], **account})
+        else:
+            chunks[-1].update(account)
+
+
+class _Rhythm:
+    """Rings a box now and then, so that a stream in which nothing comes can say that it is alive."""
+
+    def __init__(self, seconds: float, box: Box[Part]) -> None:
+        self._seconds, self._box = seconds, box
+        self.due = False
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._ring)
+
+    def _ring(self) -> None:
+        self.due = True
+        self._box.wake()
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._ring)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+
+def log_fault(error: BaseException, request_id: str) -> None:
+    """Log where a fault of ours happened. Not what it says: that may quote a prompt."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("request %s failed by %s\n%s", request_id, type(error).__name__, where)

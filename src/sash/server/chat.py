@@ -1,0 +1,124 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sash.engine.request import Sequence, Token
+from sash.server.account import chat_logprobs
+from sash.server.answering import Plan
+from sash.server.conversation import as_messages, message_spans
+from sash.server.errors import ApiError, bad_field
+from sash.server.place import Place
+from sash.server.planning import ignored_header, read, room_for
+from sash.server.protocol import ChatRequest
+from sash.server.window import frame
+from sash.server.writing import Part
+from sash.text.tokenizer import Tokenizer
+
+
+class ChatShape:
+    """How a chat's answers are written down.
+
+    Attributes:
+        opening_text: what every answer begins with, given by the request.
+    """
+
+    prefix, whole_kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, tokenizer: Tokenizer, n_top: int | None, opening_text: str = "") -> None:
+        """`n_top` alternatives of each token are reported; None for no log-probabilities."""
+        self._tokenizer, self._n_top, self.opening_text = tokenizer, n_top, opening_text
+
+    def opening(self, index: int) -> dict[str, Any]:
+        """The role, and what the request itself began the answer with."""
+        delta = {"role": "assistant", "content": self.opening_text}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def pieces(self, part: Part) -> list[dict[str, Any]]:
+        """The text of a step; the reason for the end stands in a choice of its own, as OpenAI has it."""
+        choices = []
+        logprobs = self._logprobs(part.tokens)
+        if part.text or part.tokens:
+            delta = {"content": part.text}
+            choices.append({"index": part.index, "delta": delta, "logprobs": logprobs, "finish_reason": None})
+        if part.ended is not None:
+            choices.append({"index": part.index, "delta": {}, "logprobs": None, "finish_reason": part.reason})
+        return choices
+
+    def choice(self, index: int, text: str, tokens: list[Token], sequence: Sequence, reason: str) -> dict[str, Any]:
+        """A whole answer."""
+        message = {"role": "assistant", "content": self.opening_text + text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": self._logprobs(tokens), "finish_reason": reason}
+
+    def _logprobs(self, tokens: list[Token] | tuple[Token, ...]) -> dict[str, Any] | None:
+        return None if self._n_top is None else chat_logprobs(self._tokenizer, tokens, self._n_top)
+
+
+def plan_chat(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
+    """What a chat request comes to.
+
+    Raises:
+        ApiError: a body that cannot be.
+        SashError: messages, a window or sampling that cannot be.
+    """
+    body = read(ChatRequest, raw)
+    place.check_model(body.model)
+    headers = ignored_header(place, body)
+    lm = place.lm
+    messages = as_messages(body.messages, place.settings.max_messages)
+    continues = _continues(body)
+    options: dict[str, Any] = {"safe_prompt": True} if body.safe_prompt else {}
+    if options:
+        headers["x-sash-safe-prompt"] = "1"
+    _check_plain(body)
+    ids = tuple(lm.tokenizer.encode_chat(messages, continue_final=continues, **options))
+    seen = frame(
+        lm.config,
+        body.window,
+        len(ids),
+        [message["role"] for message in messages],
+        lambda: message_spans(lm.tokenizer, messages, ids, **options),
+    )
+    max_tokens = room_for(place, body, seen, [ids], place.settings.default_max_tokens)
+    n_top = _n_top(body)
+    plan = Plan(
+        prompts=(ids,),
+        params=body.params(max_tokens, n_top),
+        frame=seen,
+        n=body.n or 1,
+        stream=bool(body.stream),
+        wants_usage=body.wants_usage,
+        progress=bool(body.return_progress),
+        continues=continues,
+        session=body.session,
+        headers=headers,
+    )
+    begun = messages[-1]["content"] if body.messages[-1].prefix else ""
+    return plan, ChatShape(lm.tokenizer, n_top, begun)
+
+
+def _continues(body: ChatRequest) -> bool:
+    """Whether the answer goes on the last message."""
+    for number, message in enumerate(body.messages, start=1):
+        if message.prefix and (number < len(body.messages) or message.role != "assistant"):
+            raise bad_field("prefix belongs to the last message, and that must be the assistant's", "messages")
+    return bool(body.messages[-1].prefix or body.continue_final_message)
+
+
+def _n_top(body: ChatRequest) -> int | None:
+    if body.top_logprobs and not body.logprobs:
+        raise bad_field("top_logprobs needs logprobs: true", "top_logprobs")
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def _check_plain(body: ChatRequest) -> None:
+    """Refuse what only tools and grammars can do.
+
+    Raises:
+        ApiError: 400.
+    """
+    formatted = body.response_format is not None and body.response_format.type != "text"
+    for name, asked in (("tools", bool(body.tools)), ("response_format", formatted)):
+        if asked:
+            raise ApiError(400, f"{name} is not supported", code="unsupported_parameter", param=name)

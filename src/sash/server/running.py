@@ -1,0 +1,209 @@
+"""`run`: listen, load the model meanwhile, serve, and end without losing an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from sash.errors import SashError, UsageError
+from sash.server.app import create_app
+from sash.server.connection import MAX_HEADER_BYTES, connection_type
+from sash.server.place import Place
+from sash.server.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from sash.engine.service import Service
+    from sash.lm import LM
+
+logger = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 5
+"""How long clients may take to read the end of their answers once all are written."""
+
+MEMORY_PART = 0.5
+"""Part of the memory that is free after loading which keys and values get, where nothing was said."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, told to end: it first lets the engine finish what was accepted, and refuses the rest with 503.
+
+    Attributes:
+        loading: loads the model and starts the engine, once the server listens.
+        failure: what made loading fail.
+        port: the port it listens on.
+    """
+
+    def __init__(
+        self, app: FastAPI, settings: Settings, loading: Callable[[], tuple[LM, Service]] | None = None
+    ) -> None:
+        super().__init__(uvicorn_config(app, settings))
+        self.place: Place = app.state.place
+        self.loading = loading
+        self.failure: BaseException | None = None
+        self.on_ready: Callable[[Server], None] | None = None
+        self._settings = settings
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """The port it listens on, chosen by the system where the settings say 0."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        """Where people find it."""
+        host = self._settings.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Listen, and begin to load."""
+        await super().startup()
+        self._loop = asyncio.get_running_loop()
+        if self.loading is not None:
+            threading.Thread(target=self._load, name="sash-load", daemon=True).start()
+        elif self.on_ready is not None:
+            self.on_ready(self)
+
+    def _load(self) -> None:
+        """On a thread of its own, so that /health can answer meanwhile."""
+        try:
+            if self.loading is None:
+                return
+            lm, service = self.loading()
+        except BaseException as error:
+            self.failure = error
+            self.should_exit = True
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._opened, lm, service)
+
+    def _opened(self, lm: LM, service: Service) -> None:
+        self.place.open(lm, service)
+        if self.on_ready is not None:
+            self.on_ready(self)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal ends the server once it has answered; the second at once."""
+        if self._loop is None or self._ending is not None or not self.place.loaded:
+            self.should_exit = self.force_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self.end)
+
+    def end(self) -> None:
+        """Refuse new requests, finish those that were accepted, and end; from the event loop only."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end())
+
+    async def _end(self) -> None:
+        service, seconds = self.place.service, self._settings.drain_seconds
+        logger.info("ending: accepted requests have %g s", seconds)
+        finished = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def drain() -> None:
+            if not service.drain(seconds):
+                logger.warning("requests that did not finish in time are ended with an error")
+                service.stop()
+            loop.call_soon_threadsafe(finished.set)
+
+        threading.Thread(target=drain, name="sash-drain", daemon=True).start()
+        await finished.wait()
+        self.should_exit = True
+
+
+def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn runs the application: h11 with our limits, no logs and headers of its own."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=connection_type(settings),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=FLUSH_SECONDS,
+        backlog=2048,
+    )
+
+
+def run(
+    settings: Settings,
+    load: Callable[[], LM] | None = None,
+    on_ready: Callable[[Server], None] | None = None,
+) -> None:
+    """Serve until a signal ends it.
+
+    Args:
+        settings: how to serve.
+        load: loads the model; by default `settings.model` as it is. It runs while the server answers 503 already.
+        on_ready: called on the event loop once requests are taken.
+
+    Raises:
+        SashError: the model could not be loaded, or the address is taken.
+    """
+    app = create_app(None, None, settings)
+    services: list[Service] = []
+
+    def loading() -> tuple[LM, Service]:
+        lm = load() if load is not None else _load_by_name(settings)
+        service = make_service(lm, settings)
+        services.append(service)
+        service.start()
+        return lm, service
+
+    server = Server(app, settings, loading)
+    server.on_ready = on_ready
+    try:
+        server.run()
+    except SystemExit as error:
+        raise UsageError(f"cannot listen on {settings.host}:{settings.port}: is something else there?") from error
+    finally:
+        for service in services:
+            service.stop()
+    if isinstance(server.failure, SashError):
+        raise server.failure
+    if server.failure is not None:
+        raise SashError(f"the model could not be loaded: {server.failure}") from server.failure
+
+
+def _load_by_name(settings: Settings) -> LM:
+    from sash.loading import load_decoder
+
+    return load_decoder(settings.model)
+
+
+def make_service(lm: LM, settings: Settings) -> Service:
+    """An engine for a model, not started yet.
+
+    Raises:
+        DoesNotFitError: the memory for keys and values does not hold one sequence.
+    """
+    from sash import memory
+    from sash.engine.service import Service
+
+    size = settings.kv_memory
+    if size is None:
+        size = int(MEMORY_PART * (memory.available_memory() or 8 << 30))
+    return Service(
+        lm.decoder,
+        kv=lm.kv,
+        kv_memory=size,
+        max_rows=settings.max_rows,
+        chunk=lm.chunk,
+        max_waiting=settings.max_waiting,
+    )

@@ -1,0 +1,187 @@
+"""The `window` object: what a request may ask of the window, and what an answer says the model could see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sash.attention.pattern import AttentionPattern
+from sash.engine.lanes import Lane, lane_config
+from sash.errors import PinsError, PromptOverflowError, WindowError
+from sash.explain.spans import Spans
+from sash.explain.visible_keys import Flagged
+from sash.network.config import ModelConfig
+from sash.server.fields import Pins, Window
+
+LEAST_ROOM = 64
+"""Pins that a lane has room for at least; beyond that the next power of two, so that requests share lanes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """What the last token of a sequence can know of.
+
+    Attributes:
+        n_tokens: tokens of the sequence.
+        direct: positions that the window of at least one layer shows to it.
+        pinned: positions that a layer shows to it only because they are pinned.
+        relayed: positions that only deeper layers can bring to it.
+        lost: positions that nothing brings to it.
+    """
+
+    n_tokens: int
+    direct: Spans
+    pinned: Spans
+    relayed: Spans
+    lost: Spans
+
+    @staticmethod
+    def of(patterns: Sequence[AttentionPattern], n_tokens: int, pins: Sequence[range] = ()) -> Sight:
+        """The last of `n_tokens` tokens, through layers with these patterns, where `pins` are flagged to stay.
+
+        Layer by layer from the output down: what is reached is all that any position reached so far can see.
+        """
+        pinned = Spans.of((run.start, run.stop) for run in pins)
+        flags = Flagged(n=n_tokens, pinned=pinned, is_global=Spans())
+        last = Spans.points([n_tokens - 1])
+        direct, held, reached = Spans(), Spans(), last
+        for pattern in reversed(patterns):
+            direct |= flags.window_keys(pattern, last)
+            held |= flags.pin_keys(pattern, last)
+            reached = flags.keys(pattern, reached)
+        held = held - direct
+        every = Spans.of([(0, n_tokens)])
+        return Sight(
+            n_tokens=n_tokens,
+            direct=direct,
+            pinned=held,
+            relayed=reached - direct - held,
+            lost=every - reached - direct - held,
+        )
+
+    def counts(self, first: int = 0, end: int | None = None) -> dict[str, int]:
+        """Positions of each kind from `first` to `end`; they add up to all there are."""
+        end = self.n_tokens if end is None else end
+        kinds = {"direct": self.direct, "pinned": self.pinned, "relayed": self.relayed, "out_of_reach": self.lost}
+        return {name: len(spans.within(first, end)) for name, spans in kinds.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """The window that a request is read through.
+
+    Attributes:
+        config: the model with that window.
+        lane: what the engine is told.
+        pins: positions that stay.
+    """
+
+    config: ModelConfig
+    lane: Lane
+    pins: tuple[range, ...] = ()
+
+    @property
+    def n_pins(self) -> int:
+        """Positions that stay, each counted once."""
+        return len(Spans.of((run.start, run.stop) for run in self.pins))
+
+    def sight(self, length: int) -> Sight:
+        """What the last of `length` tokens can know of."""
+        return Sight.of(self.config.patterns, length, self.pins)
+
+    def account(self, length: int, reuse: str, cached: int) -> dict[str, Any]:
+        """What the model could see when `length` tokens were known, as answers say it."""
+        size = self.config.window
+        n_windowed = sum(window is not None for window in self.config.windows)
+        first_visible = 0 if size is None else max(0, length - size)
+        counts = self.sight(length).counts()
+        gone = Spans.of([(0, first_visible)]) - self.sight(length).pinned
+        return {
+            "size": size,
+            "layers": self.config.n_layers,
+            "windowed_layers": n_windowed,
+            "first_visible": first_visible,
+            "evicted": len(gone),
+            "pinned": counts["pinned"],
+            "relayed": counts["relayed"],
+            "out_of_reach": counts["out_of_reach"],
+            "reuse": reuse,
+            "cached_tokens": cached,
+        }
+
+
+def own_frame(config: ModelConfig) -> Frame:
+    """The model as it is."""
+    return Frame(config=config, lane=Lane(None, 0))
+
+
+def frame(
+    config: ModelConfig, asked: Window | None, n_prompt: int, roles: Sequence[str], spans: Callable[[], list[range]]
+) -> Frame:
+    """The window that a request asks for.
+
+    Args:
+        config: the model.
+        asked: the request's `window`.
+        n_prompt: tokens of the prompt.
+        roles: who speaks in each message.
+        spans: finds the positions of each message; asked only where messages are pinned.
+
+    Raises:
+        WindowError: a window larger than the model's.
+        PinsError: pins that cannot be.
+        PromptOverflowError: a longer prompt than the window, where the request forbids sliding.
+    """
+    asked = asked or Window()
+    size = _smaller(config, asked.size)
+    pins = _pins(asked.pins, n_prompt, roles, spans) if asked.pins else ()
+    n_pins = len(Spans.of((run.start, run.stop) for run in pins))
+    narrowed = config.with_window(size) if size is not None else config
+    if asked.overflow == "error" and narrowed.window is not None and n_prompt > narrowed.window:
+        raise PromptOverflowError(
+            f"the prompt has {n_prompt} tokens and the window {narrowed.window}: send"
+            ' "window": {"overflow": "slide"} to read it with the sliding window'
+        )
+    if n_pins and narrowed.window is None:
+        raise PinsError("pins hold tokens back from sliding out, and this model has no window: give window.size too")
+    lane = Lane(size, _room(narrowed, n_pins))
+    if lane.own:
+        return own_frame(config)
+    return Frame(config=lane_config(config, lane), lane=lane, pins=pins)
+
+
+def _smaller(config: ModelConfig, size: int | None) -> int | None:
+    """The size as the engine takes it: None where it changes nothing."""
+    if size is None:
+        return None
+    largest = config.window if all(window is not None for window in config.windows) else config.context or None
+    if largest is not None and size > largest:
+        raise WindowError(
+            f"window.size can only be made smaller: this model sees {largest} tokens, {size} were asked for"
+        )
+    return None if config.with_window(size).windows == config.windows else size
+
+
+def _room(config: ModelConfig, n_pins: int) -> int:
+    """Pins that the lane has room for: few different numbers, for each is a lane of its own."""
+    if not n_pins:
+        return 0
+    smallest = min(window for window in config.windows if window is not None)
+    if n_pins > smallest:
+        raise PinsError(f"{n_pins} pinned tokens do not fit a window of {smallest}: pin fewer, or shorter messages")
+    return min(smallest, max(LEAST_ROOM, 1 << (n_pins - 1).bit_length()))
+
+
+def _pins(asked: Pins, n_prompt: int, roles: Sequence[str], spans: Callable[[], list[range]]) -> tuple[range, ...]:
+    """The positions to pin, as few runs in order."""
+    runs = [(0, min(asked.first or 0, n_prompt))]
+    wanted = set(asked.messages or ())
+    for index in wanted:
+        if index >= len(roles):
+            raise PinsError(f"window.pins.messages names message {index}, and there are {len(roles)}, counted from 0")
+    wanted |= {index for index, role in enumerate(roles) if role in (asked.roles or ())}
+    if wanted:
+        found = spans()
+        runs += [(found[index].start, found[index].stop) for index in wanted]
+    return tuple(range(first, end) for first, end in Spans.of(runs).pairs)
