@@ -1,4 +1,4 @@
-"""How the next token is chosen: validated parameters, and one draw from one row of logits.
+"""One draw from one row of logits.
 
 Tensor shapes: V vocabulary, C candidates that the filters left. torch and numpy are imported by the functions that
 compute.
@@ -12,7 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sash.errors import SashError, UsageError
+from sash.errors import NumericalError, UsageError
+from sash.sampling.history import OutputCounts
+from sash.sampling.params import SamplingParams
+from sash.sampling.scores import changed_scores
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -22,66 +25,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    Row: TypeAlias = NDArray[np.float32]
+    from sash.sampling.scores import Mask, Row
+
     Ids: TypeAlias = NDArray[np.int64]
 
-MAX_LOGPROBS = 20
-MAX_STOPS = 16
-MAX_STOP_LENGTH = 1000
 _FIRST_CANDIDATES = 1024
 _BLOCK = 1024
 _COLDEST = 1e-30  # a temperature below this would be 0 as a float32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """What a request may ask of sampling; names and meanings are OpenAI's where it has them.
-
-    Attributes:
-        max_tokens: tokens to write at most.
-        temperature: logits are divided by it; 0 always takes the likeliest token.
-        top_p: keep the likeliest tokens until their probabilities add up to this; 1 keeps all.
-        top_k: keep so many of the likeliest tokens (and those tied with the last); 0 keeps all.
-        min_p: keep tokens at least this fraction as likely as the likeliest; 0 keeps all.
-        repetition_penalty: logits of tokens already in the prompt or the output are divided by it where positive and
-            multiplied where negative (CTRL, arXiv 1909.05858, section 4.1); 1 leaves them.
-        seed: the same seed draws the same tokens; None draws a fresh one.
-        stop: strings that end the text, and are not part of it.
-        logprobs: how many of the likeliest alternatives to report a token; None for no log-probabilities.
-        ignore_eos: whether to go on after an end-of-text token.
-    """
-
-    max_tokens: int = 256
-    temperature: float = 0.7
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        _check_integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        _check_number("temperature", self.temperature, 0.0, 100.0)
-        _check_number("top_p", self.top_p, 0.0, 1.0, above=True)
-        _check_integer("top_k", self.top_k, 0, 2**31 - 1)
-        _check_number("min_p", self.min_p, 0.0, 1.0)
-        _check_number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
-        if self.seed is not None:
-            _check_integer("seed", self.seed, 0, 2**63 - 1)
-        if self.logprobs is not None:
-            _check_integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        if not isinstance(self.ignore_eos, bool):
-            raise UsageError(f"ignore_eos must be True or False; got {self.ignore_eos!r:.40}")
-        if not isinstance(self.stop, tuple) or not all(isinstance(stop, str) for stop in self.stop):
-            raise UsageError(f"stop must be a tuple of strings; got {self.stop!r:.40}")
-        if len(self.stop) > MAX_STOPS:
-            raise UsageError(f"stop holds at most {MAX_STOPS} strings; got {len(self.stop)}")
-        for stop in self.stop:
-            if not 1 <= len(stop) <= MAX_STOP_LENGTH:
-                raise UsageError(f"a stop string has 1 to {MAX_STOP_LENGTH} characters; got {len(stop)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,34 +49,6 @@ class Sampled:
     top: tuple[tuple[int, float], ...] = ()
 
 
-class SeenTokens:
-    """The different ids of a growing sequence, as a tensor that needs no rebuilding for every token."""
-
-    def __init__(self, ids: Iterable[int] = ()) -> None:
-        """Starts with some ids, such as a prompt's."""
-        self._known: set[int] = set()
-        self._order: list[int] = []
-        self._tensor: Tensor | None = None
-        self.extend(ids)
-
-    def extend(self, ids: Iterable[int]) -> None:
-        """Adds ids; those already known change nothing."""
-        for token_id in ids:
-            if token_id not in self._known:
-                self._known.add(token_id)
-                self._order.append(token_id)
-                self._tensor = None
-
-    @property
-    def ids(self) -> Tensor:
-        """The ids, int64 [n], each once."""
-        import torch
-
-        if self._tensor is None:
-            self._tensor = torch.tensor(self._order, dtype=torch.int64)
-        return self._tensor
-
-
 def new_generator(params: SamplingParams) -> torch.Generator:
     """A request's own CPU generator: its draws depend on its seed alone, whatever else is in the batch."""
     import torch
@@ -136,29 +58,41 @@ def new_generator(params: SamplingParams) -> torch.Generator:
 
 
 def sample(
-    logits_V: Tensor, params: SamplingParams, history_ids: Sequence[int] | Tensor, generator: torch.Generator
+    logits_V: Tensor,
+    params: SamplingParams,
+    history_ids: Sequence[int] | Tensor,
+    generator: torch.Generator,
+    *,
+    output: OutputCounts | None = None,
+    mask: Mask | None = None,
+    end_ids: Iterable[int] = (),
 ) -> Sampled:
     """Chooses the next token of one sequence.
 
-    The order is that of transformers: penalty, temperature, top_k, top_p, min_p. The draw inverts the cumulative
-    distribution in float64, over ids in rising order, with a single uniform number.
+    First what `sash.sampling.scores` names (mask, min_tokens, bias, penalties), then temperature, top_k, top_p, min_p,
+    in the order of transformers. The draw inverts the cumulative distribution in float64, over ids in rising order,
+    with a single uniform number.
 
     Args:
         logits_V: one row of logits; -inf marks tokens that cannot be.
         params: how to choose.
         history_ids: ids of prompt and output so far; only read with a repetition penalty. `SeenTokens.ids` is quickest.
         generator: see `new_generator`; untouched at temperature 0.
+        output: counts of the output so far, read with presence_penalty, frequency_penalty and min_tokens; None where
+            nothing is written yet.
+        mask: the tokens that a grammar allows next: bool [V], or a packed bitmask, see `sash.sampling.scores.allowed`.
+        end_ids: tokens that end the text, which min_tokens forbids at first.
 
     Raises:
-        SashError: the logits hold NaN or +inf, or nothing but -inf.
-        UsageError: not one row, or history ids outside of it.
+        NumericalError: the logits hold NaN or +inf, or nothing but -inf.
+        UsageError: not one row, ids outside of it, or no token left to choose from.
     """
     import torch
 
     # One row is too little work for torch's threads, and numpy's sorting and maxima are many times as fast on it.
     row_V: Row = logits_V.detach().to(device="cpu", dtype=torch.float32).numpy()
     largest = _check_logits(row_V)
-    scores_V = _penalise(row_V, params.repetition_penalty, history_ids)
+    scores_V = changed_scores(row_V, params, history_ids, output=output, mask=mask, end_ids=end_ids)
     token_id = int(scores_V.argmax()) if params.temperature == 0 else _draw(scores_V, params, generator)
     return _report(row_V, largest, token_id, params.logprobs)
 
@@ -169,27 +103,14 @@ def _check_logits(row_V: Row) -> float:
         raise UsageError(f"sample takes one row of logits; got the shape {row_V.shape}")
     largest = float(row_V.max())
     if math.isnan(largest):
-        raise SashError("the model's logits hold NaN: its weights are broken, or its dtype overflowed; try float32")
+        raise NumericalError(
+            "the model's logits hold NaN: its weights are broken, or its dtype overflowed; try float32"
+        )
     if largest == math.inf:
-        raise SashError("the model's logits hold +inf: its dtype overflowed; try float32")
+        raise NumericalError("the logits hold +inf: the dtype overflowed; try float32")
     if largest == -math.inf:
-        raise SashError("the model's logits are all -inf, so no token is possible")
+        raise NumericalError("the model's logits are all -inf, so no token is possible")
     return largest
-
-
-def _penalise(row_V: Row, penalty: float, history_ids: Sequence[int] | Tensor) -> Row:
-    """Logits with the repetition penalty of CTRL; each token is penalised once, however often it occurred."""
-    import numpy as np
-
-    if penalty == 1.0 or not len(history_ids):
-        return row_V
-    ids = np.asarray(history_ids, dtype=np.int64)
-    if ids.min() < 0 or ids.max() >= len(row_V):
-        raise UsageError(f"history ids must lie between 0 and {len(row_V) - 1}; got {ids.min()} to {ids.max()}")
-    seen = row_V[ids]
-    penalised_V = row_V.copy()
-    penalised_V[ids] = np.where(seen > 0, seen / np.float32(penalty), seen * np.float32(penalty))
-    return penalised_V
 
 
 def _draw(scores_V: Row, params: SamplingParams, generator: torch.Generator) -> int:
@@ -283,8 +204,9 @@ def _report(row_V: Row, largest: float, token_id: int, logprobs: int | None) -> 
     """The chosen token with log-probabilities of the unmodified distribution."""
     import numpy as np
 
-    shifted_V = row_V - np.float32(largest)
-    total = largest + math.log(float(np.exp(shifted_V, out=shifted_V).sum(dtype=np.float64)))
+    with np.errstate(over="ignore", under="ignore"):
+        shifted_V = row_V - np.float32(largest)
+        total = largest + math.log(float(np.exp(shifted_V, out=shifted_V).sum(dtype=np.float64)))
     top: tuple[tuple[int, float], ...] = ()
     if logprobs:
         ids = _likeliest(row_V, logprobs)
@@ -292,16 +214,3 @@ def _report(row_V: Row, largest: float, token_id: int, logprobs: int | None) -> 
         ids = ids[np.argsort(-row_V[ids], kind="stable")][:logprobs]
         top = tuple((int(candidate), float(row_V[candidate]) - total) for candidate in ids)
     return Sampled(token_id=token_id, logprob=float(row_V[token_id]) - total, top=top)
-
-
-def _check_integer(name: str, value: object, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise UsageError(f"{name} must be a whole number from {low} to {high}; got {value!r:.40}")
-
-
-def _check_number(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
-    """Refuses what is no number of [low, high], or of (low, high] with `above`; NaN is in neither."""
-    numeric = isinstance(value, float | int) and not isinstance(value, bool)
-    if not numeric or not low <= value <= high or (above and value == low):  # type: ignore[operator]
-        bound = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
-        raise UsageError(f"{name} must be a number {bound}; got {value!r:.40}")
