@@ -25,8 +25,8 @@ def draw_account(config: ModelConfig, stats: Statistics, finish_reason: str, aft
     """
     speeds = table(
         [
-            _speed("prompt", stats.prompt_tokens, stats.read_seconds, stats.read_speed),
-            _speed("answer", stats.completion_tokens, stats.write_seconds, stats.write_speed),
+            speed_row("prompt", stats.prompt_tokens, stats.read_seconds, stats.read_speed),
+            speed_row("answer", stats.completion_tokens, stats.write_seconds, stats.write_speed),
         ],
         right=[False, True, True, True],
     )
@@ -43,7 +43,8 @@ def draw_account(config: ModelConfig, stats: Statistics, finish_reason: str, aft
     return "\n".join(lines)
 
 
-def _speed(what: str, tokens: int, seconds: float, speed: float) -> list[str]:
+def speed_row(what: str, tokens: int, seconds: float, speed: float) -> list[str]:
+    """A row of the table of speeds."""
     return [
         what,
         f"{tokens:,} tok",

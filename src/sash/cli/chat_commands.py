@@ -12,10 +12,13 @@ from typing import Any
 import typer
 
 from sash.cli import chat_file
+from sash.cli.remote_talk import RemoteTalk
 from sash.cli.sizes import parse_window
 from sash.cli.talk import Talk
-from sash.cli.window_words import ablation_note, view_words, windows_by_layer
 from sash.errors import DiskFullError, SashError, UsageError
+
+AnyTalk = Talk | RemoteTalk
+"""With a model here, or with one that a server runs."""
 
 
 class Leave(Exception):
@@ -28,10 +31,10 @@ class Command:
 
     arguments: str
     help: str
-    do: Callable[[Talk, str], None]
+    do: Callable[[AnyTalk, str], None]
 
 
-def run_command(talk: Talk, line: str) -> None:
+def run_command(talk: AnyTalk, line: str) -> None:
     """Do what a line that begins with a slash says.
 
     Raises:
@@ -45,24 +48,24 @@ def run_command(talk: Talk, line: str) -> None:
     command.do(talk, argument.strip())
 
 
-def _help(talk: Talk, argument: str) -> None:
+def _help(talk: AnyTalk, argument: str) -> None:
     width = max(len(f"{name} {command.arguments}") for name, command in COMMANDS.items())
     lines = [f"{f'{name} {command.arguments}':<{width}}  {command.help}" for name, command in COMMANDS.items()]
     lines += ["", 'Alt-Enter begins a new line, """ a block of lines. Ctrl-C ends the answer, Ctrl-D the chat.']
     typer.echo("\n".join(lines), err=True)
 
 
-def _retry(talk: Talk, argument: str) -> None:
+def _retry(talk: AnyTalk, argument: str) -> None:
     talk.say(talk.conversation.undo())
 
 
-def _undo(talk: Talk, argument: str) -> None:
+def _undo(talk: AnyTalk, argument: str) -> None:
     question = talk.conversation.undo()
     shown = question if len(question) <= 60 else question[:59] + "…"
     typer.echo(f"taken back: {' '.join(shown.split())}", err=True)
 
 
-def _system(talk: Talk, argument: str) -> None:
+def _system(talk: AnyTalk, argument: str) -> None:
     if not argument:
         typer.echo(talk.conversation.system or "there is no system prompt", err=True)
         return
@@ -70,19 +73,13 @@ def _system(talk: Talk, argument: str) -> None:
     typer.echo("no system prompt" if argument == "-" else "the next turn reads all of it again", err=True)
 
 
-def _window(talk: Talk, argument: str) -> None:
+def _window(talk: AnyTalk, argument: str) -> None:
     if argument:
         talk.look_through(parse_window(argument, "/window"))
-    session = talk.conversation.session
-    typer.echo(f"window  {windows_by_layer(talk.lm.config)}", err=True)
-    if session is not None:
-        typer.echo(f"        {view_words(talk.lm.config, session.view)}", err=True)
-    note = ablation_note(talk.lm.config)
-    if note is not None:
-        typer.echo(note.replace("--window", "/window"), err=True)
+    typer.echo("\n".join(talk.window_lines()), err=True)
 
 
-def _stats(talk: Talk, argument: str) -> None:
+def _stats(talk: AnyTalk, argument: str) -> None:
     if argument in ("on", "off"):
         talk.show_stats = argument == "on"
     elif argument:
@@ -97,7 +94,7 @@ def _path(argument: str, command: str) -> Path:
     return Path(os.path.expanduser(argument))
 
 
-def _save(talk: Talk, argument: str) -> None:
+def _save(talk: AnyTalk, argument: str) -> None:
     path = _path(argument, "/save")
     try:
         chat_file.save(path, talk.conversation.messages)
@@ -108,7 +105,7 @@ def _save(talk: Talk, argument: str) -> None:
     typer.echo(f"{len(talk.conversation.messages)} messages in {path}", err=True)
 
 
-def _load(talk: Talk, argument: str) -> None:
+def _load(talk: AnyTalk, argument: str) -> None:
     path = _path(argument, "/load")
     messages, count = chat_file.load(path)
     talk.begin_anew(messages)
@@ -116,7 +113,7 @@ def _load(talk: Talk, argument: str) -> None:
     typer.echo(f"{len(messages)} messages from {path}{which}; the next turn reads them", err=True)
 
 
-def _set(talk: Talk, argument: str) -> None:
+def _set(talk: AnyTalk, argument: str) -> None:
     name, _, text = argument.partition(" ")
     names = [field.name for field in fields(talk.params) if field.name != "logprobs"]
     if not argument:
@@ -143,7 +140,7 @@ def _value(name: str, text: str, now: Any) -> Any:
         raise UsageError(f"/set {name} takes a number; got {text!r:.40}") from None
 
 
-def _bye(talk: Talk, argument: str) -> None:
+def _bye(talk: AnyTalk, argument: str) -> None:
     raise Leave
 
 

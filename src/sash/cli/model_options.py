@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -46,6 +46,7 @@ Weights = Annotated[
     typer.Option("--weights", help="What weights are kept as: auto (as they are, if they fit), bf16, int8 or int4."),
 ]
 KV = Annotated[str, typer.Option("--kv", help="What the cache keeps: auto (as computed), bf16 or int8.")]
+ApiKey = Annotated[str | None, typer.Option("--api-key", envvar="SASH_API_KEY", help="For a server that asks for one.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; by default as torch chooses.")]
 
 
@@ -108,6 +109,21 @@ def obtain(name: str) -> None:
         from sash.cli.pull import fetch
 
         fetch(name)
+
+
+LOADING = {"chunk": "512", "dtype": None, "device": "cpu", "threads": None, "kv": "auto", "weights": "auto"}
+"""Options that tell how a model is loaded, with what they are unless told."""
+
+
+def check_unsaid(loading: Mapping[str, object]) -> None:
+    """Refuse options of `LOADING`: how its model is loaded is a server's own affair.
+
+    Raises:
+        UsageError: one was given.
+    """
+    for name, value in loading.items():
+        if value != LOADING[name]:
+            raise UsageError(f"--{name} is decided where the server is started: leave it out")
 
 
 def load_lm(

@@ -14,6 +14,9 @@ from sash.cli import model_options as options
 from sash.cli.answer_account import draw_account, logprobs_json
 from sash.cli.interrupt import Interrupt
 from sash.cli.prompt_reader import Prompt, Reading, read
+from sash.cli.remote_run import Asked, run_at
+from sash.cli.remote_talk import window_field
+from sash.cli.server_client import Server
 from sash.cli.talk import show
 from sash.cli.window_words import overflow_note, window_json
 from sash.errors import UsageError
@@ -103,13 +106,26 @@ def answer(lm: LM, prompt: Prompt, params: SamplingParams, *, may_slide: bool, a
     return INTERRUPTED if interrupt.requested else 0
 
 
+Name = Annotated[str | None, typer.Argument(metavar="MODEL", help="A model's name, folder or GGUF file.")]
+Text = Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Text; it comes after the files.")]
+File = Annotated[
+    list[str] | None, typer.Option("-f", "--file", metavar="FILE", help="Read a file; - is standard input; repeatable.")
+]
+Logprobs = Annotated[int | None, typer.Option("--logprobs", metavar="K", help="With --json: K alternatives a token.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after an end of text.")]
+AsChat = Annotated[
+    bool | None, typer.Option("--chat/--raw", help="Use the chat template or not; by default if there is one.")
+]
+Overflow = Annotated[str, typer.Option("--overflow", help="slide or error, for a prompt over the window.")]
+At = Annotated[str | None, typer.Option("--server", metavar="URL", help="Ask a server; MODEL may be left out then.")]
+Stats = Annotated[bool, typer.Option("--stats", help="Tell speeds, window and cache below the answer.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object at the end.")]
+
+
 def command(
-    model: options.Model,
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Text; it comes after the files.")] = None,
-    file: Annotated[
-        list[str] | None,
-        typer.Option("-f", "--file", metavar="FILE", help="Read a file; - is standard input; repeatable."),
-    ] = None,
+    model: Name = None,
+    prompt: Text = None,
+    file: File = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = 0.7,
     top_p: options.TopP = 1.0,
@@ -118,34 +134,30 @@ def command(
     repetition_penalty: options.RepetitionPenalty = 1.0,
     seed: options.Seed = None,
     stop: options.Stop = None,
-    logprobs: Annotated[
-        int | None, typer.Option("--logprobs", metavar="K", help="With --json: K alternatives a token.")
-    ] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after an end of text.")] = False,
+    logprobs: Logprobs = None,
+    ignore_eos: IgnoreEos = False,
     system: options.System = None,
     safe_prompt: options.SafePrompt = False,
-    chat: Annotated[
-        bool | None, typer.Option("--chat/--raw", help="Use the chat template or not; by default if there is one.")
-    ] = None,
+    chat: AsChat = None,
     window: options.Window = None,
     pins: options.Pins = "0",
     chunk: options.Chunk = "512",
-    overflow: Annotated[
-        str, typer.Option("--overflow", help="slide or error, for a prompt over the window.")
-    ] = "slide",
+    overflow: Overflow = "slide",
     dtype: options.Dtype = None,
     weights: options.Weights = "auto",
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Tell speeds, window and cache below the answer.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object at the end.")] = False,
+    server: At = None,
+    api_key: options.ApiKey = None,
+    stats: Stats = False,
+    as_json: AsJson = False,
 ) -> int:
     """Read a prompt or files through the window and write on.
 
     Files come first, then PROMPT; without either, standard input is read. Instruct models get all of it as one
-    user message, base models as plain text. A model that is not here is pulled. Ctrl-C ends the answer, and the exit
-    code is then 130.
+    user message, base models as plain text. A model that is not here is pulled. With --server URL a server does it,
+    and what is said without MODEL is the PROMPT. Ctrl-C ends the answer, and the exit code is then 130.
     """
     if logprobs is not None and not as_json:
         raise UsageError("--logprobs is part of the JSON object: add --json")
@@ -154,13 +166,20 @@ def command(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos,
     )  # fmt: skip
-    options.parse_view(window, pins)
+    size, n_pins = options.parse_view(window, pins)
+    if server is not None and prompt is None:
+        model, prompt = None, model
     files = file or ([] if prompt is not None or sys.stdin.isatty() else ["-"])
     given = Prompt.check(files, prompt, chat=chat, system=system, safe_prompt=safe_prompt)
-    lm = options.load_lm(
-        model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads, kv=kv,
-        weights=weights,
-    )  # fmt: skip
+    loading = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv, "weights": weights}
+    if server is not None:
+        options.check_unsaid(loading)
+        field = window_field(size, n_pins, may_slide=may_slide)
+        asked = Asked(model=model, window=field, as_json=as_json, show_stats=stats)
+        return run_at(Server(server, api_key), given, params, asked)
+    if model is None:
+        raise UsageError("name a MODEL: `sash ls` lists those that are here")
+    lm = options.load_lm(model, window=window, pins=pins, **loading)  # type: ignore[arg-type]
     return answer(lm, given, params, may_slide=may_slide, as_json=as_json, show_stats=stats)
 
 

@@ -12,7 +12,7 @@ import typer
 from sash.cli.answer_account import draw_account
 from sash.cli.interrupt import Interrupt
 from sash.cli.reading_bar import ReadingBar
-from sash.cli.window_words import slid_out
+from sash.cli.window_words import ablation_note, slid_out, view_words, windows_by_layer
 from sash.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -86,6 +86,13 @@ class Talk:
         self.conversation = self.lm.conversation(safe_prompt=before.safe_prompt)
         self.conversation.replace(before.messages)
         self._warned = False
+
+    def window_lines(self) -> list[str]:
+        """The window of every layer, what the conversation shows through it, and its label if it is forced."""
+        session, note = self.conversation.session, ablation_note(self.lm.config)
+        lines = [f"window  {windows_by_layer(self.lm.config)}"]
+        lines += [f"        {view_words(self.lm.config, session.view)}"] if session is not None else []
+        return lines + ([note.replace("--window", "/window")] if note is not None else [])
 
     def begin_anew(self, messages: list[dict[str, str]]) -> None:
         """Go on with another conversation, if the model's chat format takes it.
