@@ -1,0 +1,1 @@
+"""What `benchmarks/serving.py` and `benchmarks/soak.py` are made of: a model, servers, a trace, and clients."""
