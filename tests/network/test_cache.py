@@ -9,8 +9,8 @@ from sash.attention.pattern import AttentionPattern
 from sash.errors import DoesNotFitError, PinsError, UsageError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
+from sash.network.ring_store import RingStore
 from sash.network.sizing import kv_bytes
-from sash.network.stores import RingStore
 from tests.conftest import small_config, small_decoder
 
 WINDOW = 6

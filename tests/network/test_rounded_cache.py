@@ -17,9 +17,10 @@ from sash.network import rope
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import RopeConfig
+from sash.network.growing_store import GrowingStore
+from sash.network.ring_store import RingStore
 from sash.network.sizing import KV_BYTES, kv_bytes
 from sash.network.step import Step
-from sash.network.stores import GrowingStore, RingStore
 from tests.conftest import small_config, small_decoder
 
 HEADS, GROUPS, DIM, SCALE = 4, 2, 8, 0.4
@@ -199,7 +200,7 @@ def test_int8_slots_are_laid_out_like_all_others_with_a_scale_each() -> None:
     assert isinstance(ring, RingStore)
     assert isinstance(growing, GrowingStore)
     held = [(ring.ring, (2, 2, 2, GROUPS, 6)), (ring.pins, (2, 2, 2, GROUPS, 2))]
-    held += [(block, (2, 1, GROUPS, 1024)) for block in growing.blocks[row]]
+    held += [(block.slots, (2, 1, GROUPS, 1024)) for block in growing.blocks[row]]
     for vectors, shape in held:
         assert vectors.numbers.dtype == torch.int8
         assert vectors.numbers.shape == (*shape, DIM)

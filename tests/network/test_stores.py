@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from sash.attention.pattern import AttentionPattern, TokenMeta
 from sash.network.batch import Batch
+from sash.network.growing_store import GrowingStore
+from sash.network.ring_store import RingStore
 from sash.network.slots import HeldRun, Layout, Vectors
-from sash.network.stores import GrowingStore, RingStore, Store
+from sash.network.stores import Store
 
 HEADS, DIM = 2, 4
 

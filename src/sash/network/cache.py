@@ -13,9 +13,12 @@ from sash.attention.pattern import AttentionPattern
 from sash.errors import DoesNotFitError, UsageError
 from sash.kernels.activations import rotation_of
 from sash.network.config import ModelConfig
+from sash.network.growing_store import GrowingState, GrowingStore
+from sash.network.ring_store import RingState, RingStore
 from sash.network.sizing import kv_bytes, kv_numbers
 from sash.network.slots import Layout
-from sash.network.stores import GrowingStore, RingStore, Store
+from sash.network.snapshot import RowState
+from sash.network.stores import Store
 
 
 class KVCache:
@@ -129,3 +132,48 @@ class KVCache:
         for pattern, store in self.stores.items():
             store.copy_row(row, other.stores[pattern], other_row)  # type: ignore[arg-type]
         self.lengths[row] = other.lengths[other_row]
+
+    def kinds(self) -> tuple[str, ...]:
+        """What each store's slots are made of: rows can only be restored to where that is the same."""
+        layouts = ((pattern, store.layout) for pattern, store in self.stores.items())
+        return tuple(f"{pattern} {at.n_layers}x{at.n_heads}x{at.head_dim} {at.numbers}" for pattern, at in layouts)
+
+    @torch.inference_mode()
+    def capture(self, row: int) -> RowState:
+        """What a row has read, as of now: rings are copied, complete blocks shared."""
+        length = self.lengths[row]
+        states = tuple(store.capture(row, length) for store in self.stores.values())
+        return RowState(length, self.kinds(), states)
+
+    @torch.inference_mode()
+    def restore(self, row: int, state: RowState, length: int | None = None) -> None:
+        """Go on in a row from where a state was captured; what the row held is gone.
+
+        Args:
+            row: a row that is taken.
+            state: of a cache of the same kind; it stays as it is.
+            length: tokens to have read; `state.length`, or one less: then the last one can be read again.
+
+        Raises:
+            UsageError: a state of a cache of another kind, or another length.
+        """
+        length = state.length if length is None else length
+        if not 0 <= state.length - length <= 1 or length < 0:
+            raise UsageError(
+                f"a state of {state.length} tokens can be restored whole or but for one; not as of {length}"
+            )
+        if not self._fits(state):
+            raise UsageError("a row can only be restored to a cache of its own model that keeps the same numbers")
+        if self.lengths[row]:
+            self.wipe(row)
+        for store, held in zip(self.stores.values(), state.states, strict=True):
+            store.restore(row, held, length)  # type: ignore[arg-type]
+        self.lengths[row] = length
+
+    def _fits(self, state: RowState) -> bool:
+        pairs = zip(self.stores.values(), state.states, strict=False)
+        return self.kinds() == state.kinds and all(
+            (isinstance(store, RingStore) and isinstance(held, RingState) and store.fits(held, state.length))
+            or (isinstance(store, GrowingStore) and isinstance(held, GrowingState) and store.fits(held, state.length))
+            for store, held in pairs
+        )

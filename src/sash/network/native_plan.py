@@ -18,8 +18,9 @@ from sash.kernels import native
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import RopeConfig
+from sash.network.ring_store import RingStore
 from sash.network.slots import HeldRun, Placement, Vectors
-from sash.network.stores import RingStore, Store
+from sash.network.stores import Store
 
 Angles = Callable[[RopeConfig, Tensor], tuple[Tensor, Tensor]]
 
@@ -95,8 +96,8 @@ def _slots(store: Store, row: int, run: HeldRun) -> tuple[int, ...]:
         slots = store.ring if run.source == "ring" else store.pins
         keys, values = _pair(slots, row)
     else:
-        block = store.blocks[row][run.block]
-        keys, values = block[0], block[1]
+        slots = store.blocks[row][run.block].slots
+        keys, values = slots[0], slots[1]
     numbers, size = keys.numbers, keys.numbers.element_size()
     at = run.start * numbers.stride(-2) * size
     strides = tuple(numbers.stride(axis) * size for axis in (0, 1, 2))

@@ -83,6 +83,10 @@ class Vectors:
         """A copy."""
         return Vectors(self.numbers.clone(), None if self.scales is None else self.scales.clone())
 
+    def tensors(self) -> list[Tensor]:
+        """Numbers, and scales if they have any."""
+        return [self.numbers] if self.scales is None else [self.numbers, self.scales]
+
     @property
     def nbytes(self) -> int:
         """Bytes of numbers and scales."""
@@ -143,6 +147,16 @@ class Layout:
     def zeros(self, *shape: int) -> Vectors:
         """Empty slots."""
         return Vectors.zeros(shape, self.head_dim, self.numbers, self.device)
+
+    def holds(self, vectors: Vectors, *shape: int) -> bool:
+        """Whether vectors are made as `zeros(*shape)` would be."""
+        numbers, scales = vectors.numbers, vectors.scales
+        scaled = scales is not None and scales.dtype == torch.float32 and scales.shape == shape
+        return (
+            numbers.dtype == self.numbers
+            and numbers.shape == (*shape, self.head_dim)
+            and (scaled if self.numbers == torch.int8 else scales is None)
+        )
 
     def kept(self, new_GTK: Tensor) -> Vectors:
         """Keys or values of a step as slots keep them."""

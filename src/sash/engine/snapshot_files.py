@@ -1,0 +1,297 @@
+"""One file a snapshot: what it says, how it is written whole or not at all, and how anything else is refused.
+
+    0   magic, version, bytes of the header, token ids, bytes of the data   (`_PRELUDE`, little-endian)
+        header: JSON, the label and the description of the state
+        token ids: int32
+        blake2b of all that came before, 32 bytes; then zeros to a multiple of 64
+        data: tensors in the order of `RowState.tensors`, each followed by zeros to a multiple of 64
+        blake2b of all that came before, 32 bytes
+
+A file is written under a temporary name, flushed to the disk, renamed, and its folder flushed: it is there whole or it
+is not there. All sizes follow from the first 32 bytes and are held against the file's own before anything else is
+read. The first checksum allows a folder to be looked through without reading the data; the second is over all of it.
+Checksums tell torn and damaged files, not forged ones: the folder has to belong to whoever runs the server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from sash.checkpoint.json_object import parse_object
+from sash.errors import CheckpointError
+from sash.network.snapshot import RowState
+
+SUFFIX = ".sash-snapshot"
+VERSION = 1
+
+_MAGIC = b"SASHROW\n"
+_PRELUDE = struct.Struct("<8sIIQQ")
+_DIGEST = 32
+_ALIGNMENT = 64
+_MAX_HEADER = 4 << 20
+_MAX_VALUES = 100_000
+_PIECE = 4 << 20
+_DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "int8", "int64", "bool")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """What a snapshot is of; two snapshots of one label are the same.
+
+    Attributes:
+        fingerprint: the network, and what computes it (`sash.network.fingerprint`).
+        lane: which of the network's windows and pins.
+        salt: hex; of whoever may use it.
+        pins: [first, end) of each stretch of positions that are flagged as pins.
+        ids: the tokens read, int32.
+        point: "turn" or "inside"; not a part of what it is of.
+    """
+
+    fingerprint: str
+    lane: str
+    salt: str
+    pins: tuple[tuple[int, int], ...]
+    ids: bytes
+    point: str = "turn"
+
+    @property
+    def name(self) -> str:
+        """A name for it, of 40 hexadecimal digits; nobody can tell the tokens by it."""
+        digest = place_digest(self.fingerprint, self.lane, self.salt)
+        digest.update(self.ids)
+        return finish_name(digest, self.pins)
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return len(self.ids) // 4
+
+
+def place_digest(fingerprint: str, lane: str, salt: str) -> hashlib.blake2b:
+    """The beginning of a name; tokens follow, as int32."""
+    digest = hashlib.blake2b(digest_size=20)
+    digest.update(json.dumps([fingerprint, lane, salt]).encode() + b"\0")
+    return digest
+
+
+def finish_name(digest: hashlib.blake2b, pins: tuple[tuple[int, int], ...]) -> str:
+    """The name once all tokens are in the digest, which stays as it is."""
+    whole = digest.copy()
+    whole.update(json.dumps(pins).encode())
+    return whole.hexdigest()
+
+
+def write(folder: Path, label: Label, state: RowState, tensors: list[Tensor]) -> int:
+    """Write a snapshot; bytes of its file.
+
+    Raises:
+        OSError: no room, no folder, no permission; then there is no file, and none of that name was touched.
+    """
+    path = folder / (label.name + SUFFIX)
+    temporary = folder / f".{label.name}.{os.getpid()}.tmp"
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb", buffering=0) as file:
+            size = _write_all(file, label, state, tensors)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    flush_folder(folder)
+    return size
+
+
+def flush_folder(folder: Path) -> None:
+    """Make what was renamed in a folder last, where the system can."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def file_size(label: Label, state: RowState, tensors: list[Tensor]) -> int:
+    """Bytes that `write` will write."""
+    return len(_front(label, state, tensors)) + _data_size(tensor.nbytes for tensor in tensors) + _DIGEST
+
+
+def _front(label: Label, state: RowState, tensors: list[Tensor]) -> bytes:
+    header = {
+        "fingerprint": label.fingerprint,
+        "lane": label.lane,
+        "salt": label.salt,
+        "pins": label.pins,
+        "point": label.point,
+        "state": state.describe(),
+        "tensors": [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in tensors],
+    }
+    text = json.dumps(header).encode()
+    data = _data_size(tensor.nbytes for tensor in tensors)
+    front = _PRELUDE.pack(_MAGIC, VERSION, len(text), label.length, data) + text + label.ids
+    front += hashlib.blake2b(front, digest_size=_DIGEST).digest()
+    return front + bytes(-len(front) % _ALIGNMENT)
+
+
+def _data_size(sizes: Any) -> int:
+    return sum(size + -size % _ALIGNMENT for size in sizes)
+
+
+def _write_all(file: IO[bytes], label: Label, state: RowState, tensors: list[Tensor]) -> int:
+    digest, size = hashlib.blake2b(digest_size=_DIGEST), 0
+
+    def put(data: memoryview) -> None:
+        nonlocal size
+        digest.update(data)
+        while len(data):
+            written = file.write(data)
+            size += written
+            data = data[written:]
+
+    put(memoryview(_front(label, state, tensors)))
+    for tensor in tensors:
+        data = memoryview(_bytes_of(tensor))
+        for start in range(0, len(data), _PIECE):
+            put(data[start : start + _PIECE])
+        put(memoryview(bytes(-len(data) % _ALIGNMENT)))
+    put(memoryview(digest.digest()))
+    return size
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What the first part of a file says.
+
+    Attributes:
+        label: what it is a snapshot of.
+        described: the state's description.
+        tensors: type and shape of each.
+        start: where the data begin.
+        size: of the file.
+    """
+
+    label: Label
+    described: dict[str, Any]
+    tensors: list[tuple[torch.dtype, tuple[int, ...]]]
+    start: int
+    size: int
+
+
+def read_label(path: Path) -> Front:
+    """What a file is a snapshot of, checked by the first of its checksums.
+
+    Raises:
+        CheckpointError: it is not a snapshot of this version, is torn or damaged, or has another's name.
+        OSError: it cannot be read.
+    """
+    with _opened(path) as file:
+        return _read_front(path, file)[0]
+
+
+def read(path: Path, label: Label) -> RowState:
+    """The state of a file that must be a snapshot of `label`; nothing is returned of one that is damaged anywhere.
+
+    Raises:
+        CheckpointError: it is not that.
+        OSError: it cannot be read.
+    """
+    with _opened(path) as file:
+        front, raw = _read_front(path, file)
+        if (front.label.name, front.label.ids) != (label.name, label.ids):
+            raise CheckpointError(f"{path} is a snapshot of something else")
+        digest, tensors = hashlib.blake2b(raw, digest_size=_DIGEST), []
+        for dtype, shape in front.tensors:
+            nbytes = prod(shape) * dtype.itemsize
+            buffer = torch.empty(nbytes, dtype=torch.uint8)
+            _fill(path, file, memoryview(_bytes_of(buffer)), digest)
+            _fill(path, file, memoryview(bytearray(-nbytes % _ALIGNMENT)), digest)
+            tensors.append(buffer.view(dtype).view(shape))
+        if file.read(_DIGEST + 1) != digest.digest():
+            raise CheckpointError(f"{path} is damaged: its checksum does not fit")
+    state = RowState.rebuild(front.described, tensors)
+    if state.length != label.length:
+        raise CheckpointError(f"{path} holds a state of {state.length} tokens, and names {label.length}")
+    return state
+
+
+def _opened(path: Path) -> IO[bytes]:
+    file = open(path, "rb", buffering=0)  # noqa: SIM115 (the caller closes it)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise CheckpointError(f"{path} is not a regular file")
+    return file
+
+
+def _fill(path: Path, file: IO[bytes], room: memoryview, digest: hashlib.blake2b) -> None:
+    for start in range(0, len(room), _PIECE):
+        piece = room[start : start + _PIECE]
+        done = 0
+        while done < len(piece):
+            count = file.readinto(piece[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise CheckpointError(f"{path} ends too early")
+            done += count
+        digest.update(piece)
+
+
+def _read_front(path: Path, file: IO[bytes]) -> tuple[Front, bytes]:
+    """The first part, and its bytes up to where the data begin."""
+    size = os.fstat(file.fileno()).st_size
+    prelude = file.read(_PRELUDE.size)
+    if len(prelude) < _PRELUDE.size or prelude[: len(_MAGIC)] != _MAGIC:
+        raise CheckpointError(f"{path} is not a snapshot")
+    _, version, n_header, n_ids, n_data = _PRELUDE.unpack(prelude)
+    if version != VERSION:
+        raise CheckpointError(f"{path} is a snapshot of version {version}, and this reads {VERSION}")
+    stop = _PRELUDE.size + n_header + 4 * n_ids
+    start = stop + _DIGEST + -(stop + _DIGEST) % _ALIGNMENT
+    if n_header > _MAX_HEADER or start + n_data + _DIGEST != size:
+        raise CheckpointError(f"{path} is torn: it has {size} bytes and names {start + n_data + _DIGEST}")
+    raw = prelude + file.read(start - _PRELUDE.size)
+    if len(raw) != start or raw[stop : stop + _DIGEST] != hashlib.blake2b(raw[:stop], digest_size=_DIGEST).digest():
+        raise CheckpointError(f"{path} is damaged: the checksum of its header does not fit")
+    text, ids = raw[_PRELUDE.size : stop - 4 * n_ids], raw[stop - 4 * n_ids : stop]
+    header = parse_object(text, what=str(path), max_values=_MAX_VALUES)
+    front = Front(*_typed(path, header, ids), start, size)
+    sizes = (prod(shape) * dtype.itemsize for dtype, shape in front.tensors)
+    if _data_size(sizes) != n_data or path.name != front.label.name + SUFFIX:
+        raise CheckpointError(f"{path} contradicts itself")
+    return front, raw
+
+
+def _typed(
+    path: Path, header: dict[str, Any], ids: bytes
+) -> tuple[Label, dict[str, Any], list[tuple[torch.dtype, tuple[int, ...]]]]:
+    """A header's parts, each of the type that it must have."""
+    try:
+        names = {key: header[key] for key in ("fingerprint", "lane", "salt", "point")}
+        pins = tuple((first, end) for first, end in header["pins"])
+        tensors = [(_DTYPES[dtype], tuple(shape)) for dtype, shape in header["tensors"]]
+        numbers = [number for pair in pins for number in pair] + [n for _, shape in tensors for n in shape]
+        described = header["state"]
+        typed = all(type(name) is str for name in names.values()) and isinstance(described, dict)
+        if not typed or not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
+            raise ValueError("another type")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has a header that is none of a snapshot's") from error
+    return Label(pins=pins, ids=ids, **names), described, tensors

@@ -1,0 +1,65 @@
+"""What a network is, in a few digits: what one has computed another of the same fingerprint can go on from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sash.kernels.isa import serving_isa
+from sash.kernels.packed import PackedWeight
+from sash.network.fused import FusedDecoder
+from sash.network.packed import Network
+from sash.quantize import PackedEmbedding, PackedLinear
+
+_SAMPLE = 4096
+"""Bytes of each tensor that are looked at."""
+
+
+def fingerprint(network: Network, kv: str) -> str:
+    """Of a network's configuration and weights, of what computes it, and of what keys and values are kept as; hex.
+
+    Of each tensor 4,096 bytes, spread over all of it, stand for the whole: reading a large checkpoint twice would cost
+    more than a start may. Weights of another training differ there; a single number that was changed may not.
+
+    Args:
+        network: what has computed, or is to go on.
+        kv: as `sash.network.cache.KVCache` takes it.
+    """
+    digest = hashlib.blake2b(digest_size=20)
+    by = (serving_isa(), torch.backends.cpu.get_cpu_capability(), torch.__version__, str(network.device))
+    for part in (type(network).__name__, network.config, network.dtype, kv, *by):
+        digest.update(repr(part).encode() + b"\0")
+    for name, tensor in _tensors(network):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + b"\0")
+        digest.update(_sample(tensor))
+    return digest.hexdigest()
+
+
+def _tensors(network: Network) -> Iterator[tuple[str, Tensor]]:
+    parts: dict[str, Tensor | PackedWeight]
+    if isinstance(network, FusedDecoder):
+        parts = dict(network.parts)
+    else:
+        parts = dict(network.state_dict())
+        for name, module in network.named_modules():
+            if isinstance(module, PackedLinear | PackedEmbedding):
+                parts[f"{name}.packed"] = module.weight
+    for name, part in sorted(parts.items()):
+        if not isinstance(part, PackedWeight):
+            yield name, part
+            continue
+        yield f"{name} {part.form}", part.data
+        others = (("scale", part.scale), ("minimum", part.minimum), ("multiplier", part.multiplier))
+        yield from ((f"{name}.{label}", tensor) for label, tensor in others if tensor is not None)
+
+
+def _sample(tensor: Tensor) -> bytes:
+    """Bytes of a tensor at even distances."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    if len(flat) > _SAMPLE:
+        # An odd distance, so that all bytes of a number are met, not always the same one.
+        flat = flat[:: max(1, len(flat) // _SAMPLE) | 1][:_SAMPLE]
+    return flat.numpy().tobytes()
