@@ -26,6 +26,7 @@ def card(place: Place, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
+        "type": "base",
         "created": place.started,
         "owned_by": "sash",
         "name": name,
