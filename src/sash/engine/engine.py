@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from sash.engine.lanes import Lanes
+from sash.engine.recall import Recall
 from sash.engine.request import Event, FinishReason, Request, Sequence
 from sash.engine.runner import Runner
 from sash.engine.scheduler import Scheduler
+from sash.engine.snapshots import Snapshots
 from sash.errors import SashError
 from sash.network.cache import KVCache
 from sash.network.packed import Network
@@ -21,8 +23,9 @@ class Steps:
         lanes: where.
     """
 
-    def __init__(self, lanes: Lanes, scheduler: Scheduler) -> None:
+    def __init__(self, lanes: Lanes, scheduler: Scheduler, snapshots: Snapshots | None = None) -> None:
         self.lanes, self.scheduler = lanes, scheduler
+        self._recall = Recall(lanes, snapshots)
         self._runner = Runner(lanes)
 
     @property
@@ -42,6 +45,7 @@ class Steps:
         """End a sequence; its row is free before the next step."""
         if sequence.finish_reason is None:
             self.scheduler.cancel(sequence, reason)
+            self._recall.keep(sequence)
             self._clear(sequence)
 
     def fail(self, sequence: Sequence, error: SashError) -> None:
@@ -60,7 +64,10 @@ class Steps:
 
     def compute(self) -> list[Event]:
         """Run one step of all that have a row."""
-        return self._settled(self.scheduler.commit(self._runner.run(self.scheduler.schedule())))
+        events = self.scheduler.commit(self._runner.run(self.scheduler.schedule()))
+        for event in events:
+            self._recall.keep(event.sequence)
+        return self._settled(events)
 
     def _start(self, sequence: Sequence) -> Event | None:
         """Make ready what an admitted sequence needs; the event of its end, where that cannot be."""
@@ -68,6 +75,9 @@ class Steps:
             self.lanes.open(sequence.lane, self.scheduler.admission.lanes)
         except SashError as error:
             return self.scheduler.fail(sequence, error)
+        n_found = self._recall.find(sequence)
+        if n_found:
+            self.scheduler.resume(sequence, n_found)
         return None
 
     def _settled(self, events: list[Event]) -> list[Event]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from sash.engine.grammar import Grammar
 from sash.errors import EmptyPromptError, PinsError, SashError, UsageError
-from sash.sampling import MAX_LOGPROBS, SamplingParams, SeenTokens
+from sash.sampling import MAX_LOGPROBS, OutputCounts, SamplingParams, SeenTokens
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -107,6 +107,7 @@ class Sequence:
         error: what ended it, if that was an error.
         prompt_logprobs: of each token of the prompt that was read, if asked for; the first has none.
         seen: every token of it, each once.
+        counts: how often each token was written.
         arrived, admitted, first_token, finished: `time.monotonic` of these moments; None before, and without a service.
     """
 
@@ -121,6 +122,7 @@ class Sequence:
     error: SashError | None = None
     prompt_logprobs: list[Token | None] = field(default_factory=list)
     seen: SeenTokens = field(init=False)
+    counts: OutputCounts = field(default_factory=OutputCounts)
     arrived: float | None = None
     admitted: float | None = None
     first_token: float | None = None

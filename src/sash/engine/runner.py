@@ -116,7 +116,15 @@ class Runner:
             raise logits_V
         request = sequence.request
         grammar = request.grammar
-        sampled = sample(logits_V, request.params, sequence.seen.ids, self._generator(sequence))
+        sampled = sample(
+            logits_V,
+            request.params,
+            sequence.seen.ids,
+            self._generator(sequence),
+            output=sequence.counts,
+            mask=None if grammar is None else grammar.mask(),
+            end_ids=request.stop_ids,
+        )
         if grammar is not None:
             grammar.take(sampled.token_id)
         ends = grammar is not None and grammar.finished

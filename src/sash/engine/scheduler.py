@@ -194,6 +194,7 @@ class Scheduler:
         request = sequence.request
         sequence.output_ids.append(token.token_id)
         sequence.seen.extend((token.token_id,))
+        sequence.counts.extend((token.token_id,))
         if token.ends or (token.token_id in request.stop_ids and not request.params.ignore_eos):
             self._finish(sequence, "stop")
         elif len(sequence.output_ids) >= request.params.max_tokens:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from sash.engine.admission import Room
 from sash.engine.engine import Steps
-from sash.engine.figures import Capacity, Counts, Figures, Health, State
-from sash.engine.lanes import MAX_LANES, Lane, Lanes, cost_of, lane_config
+from sash.engine.figures import Capacity, Figures, Health, State
+from sash.engine.gauges import Gauges
+from sash.engine.lanes import MAX_LANES, Lane, Lanes, cost_of
 from sash.engine.request import Event, Request, Sequence
 from sash.engine.scheduler import Pace, Scheduler
+from sash.engine.snapshots import Snapshots
 from sash.errors import DoesNotFitError, DrainingError, PinsError, QueueFullError, SashError, UsageError
 from sash.network.cache import KVCache
 from sash.network.packed import Network
@@ -31,8 +33,6 @@ Take = Callable[[Event], bool | None]
 
 READ_SLICE = 128
 """Prompt tokens of a step while somebody writes: little enough that a step does not take several times as long."""
-
-LONGEST = 2**31
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +63,7 @@ class Service:
         chunk: int = 512,
         token_budget: int = 512,
         max_waiting: int = 128,
+        snapshots: Snapshots | None = None,
         read_slice: int = READ_SLICE,
     ) -> None:
         """Make room for the sequences; nothing runs before `start`.
@@ -75,6 +76,8 @@ class Service:
             chunk: tokens of a prompt that are read at once.
             token_budget: tokens of a step, of all sequences.
             max_waiting: requests that may wait for a row.
+            snapshots: what was read before; None reads every prompt from its beginning. Only used by the engine's
+                thread.
             read_slice: prompt tokens of a step while somebody writes, where chunks change no numbers.
 
         Raises:
@@ -82,19 +85,24 @@ class Service:
         """
         if max_rows < 1 or max_waiting < 0 or token_budget < 1:
             raise UsageError("a service needs 1 row, a budget of 1 token, and room for 0 that wait, or more")
-        self._config, self._kv_memory, self._max_waiting = decoder.config, kv_memory, max_waiting
-        self._cost = cost_of(decoder.config, kv, str(decoder.dtype).removeprefix("torch."))
-        row_bytes = self._cost(None, 1)
+        self._config, self._max_waiting = decoder.config, max_waiting
+        cost = cost_of(decoder.config, kv, str(decoder.dtype).removeprefix("torch."))
+        row_bytes = cost(None, 1)
         if row_bytes > kv_memory:
             raise DoesNotFitError(
                 f"one sequence takes {row_bytes:,} bytes of keys and values, and there are {kv_memory:,}: give more"
             )
         n_rows = max(1, min(max_rows, kv_memory // max(1, row_bytes)))
         lanes = Lanes(decoder, lambda network: KVCache(network.config, n_rows, network.dtype, network.device, kv))
-        pace = Pace(chunk=chunk, budget=token_budget, slice=read_slice if decoder.independent else None)
+        pace = Pace(
+            chunk=chunk,
+            budget=token_budget,
+            slice=read_slice if decoder.independent else None,
+            next_point=None if snapshots is None else snapshots.next_point,
+        )
         room = Room(memory=kv_memory, max_lanes=MAX_LANES)
-        self._steps = Steps(lanes, Scheduler(range(n_rows), pace=pace, room=room, cost=self._cost))
-        self._n_rows = n_rows
+        self._steps = Steps(lanes, Scheduler(range(n_rows), pace=pace, room=room, cost=cost), snapshots)
+        self._gauges = Gauges(self._steps, cost, kv_memory)
         self._state: State = "loading"
         self._error: str | None = None
         self._changed = threading.Condition()
@@ -104,7 +112,6 @@ class Service:
         self._n_open = 0
         self._stopping = False
         self._busy_since: float | None = None
-        self._counts = Counts()
         self._thread: threading.Thread | None = None
 
     # Any thread.
@@ -188,60 +195,11 @@ class Service:
 
     def figures(self) -> Figures:
         """What it does at this moment."""
-        scheduler, counts = self._steps.scheduler, self._counts
-        running = scheduler.running
-        held = [(sequence.lane, sequence.position) for sequence in running]
-        token_bytes = self._token_bytes()
-        return Figures(
-            running=len(running),
-            waiting=scheduler.n_waiting + len(self._arrived),
-            rows_used=self._n_rows - scheduler.admission.n_free,
-            rows_total=self._n_rows,
-            lanes=len(self._steps.lanes),
-            kv_bytes=sum(self._cost(lane, length) for lane, length in held),
-            kv_reserved=scheduler.admission.reserved,
-            kv_memory=self._kv_memory,
-            kv_bytes_full=sum(token_bytes * length for _, length in held),
-            evicted_tokens=counts.evicted_tokens + sum(self._evicted(*one) for one in held),
-            steps=counts.steps,
-            prompt_tokens=counts.prompt_tokens,
-            reused_tokens=counts.reused_tokens,
-            output_tokens=counts.output_tokens,
-            finished=dict(counts.finished),
-        )
+        return self._gauges.figures(len(self._arrived))
 
     def capacity(self) -> Capacity:
         """How many sequences fit."""
-        first, grown = self._cost(None, 1), self._cost(None, LONGEST)
-        bounded = grown <= self._kv_memory // self._n_rows
-        return Capacity(
-            rows=self._n_rows,
-            sequences=self._n_rows if bounded else None,
-            tokens=None if bounded else self._most_tokens(self._kv_memory),
-            tokens_each=None if bounded else self._most_tokens(self._kv_memory // self._n_rows),
-            row_bytes=first,
-            kv_memory=self._kv_memory,
-        )
-
-    def _most_tokens(self, memory: int) -> int:
-        """The longest sequence that so many bytes hold."""
-        low, high = 0, LONGEST
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._cost(None, middle) <= memory else (low, middle - 1)
-        return low
-
-    def _token_bytes(self) -> int:
-        """Bytes of the keys and values of one token in all layers."""
-        cache = self._steps.lanes.own.cache
-        itemsize, scale = cache.number_bytes
-        config = self._config
-        return 2 * config.n_layers * config.n_kv_heads * (config.head_dim * itemsize + scale)
-
-    def _evicted(self, lane: Hashable, length: int) -> int:
-        """Tokens of a sequence that have slid out of its largest window."""
-        config = lane_config(self._config, lane) if isinstance(lane, Lane) else self._config
-        return 0 if config.window is None else max(0, length - config.window)
+        return self._gauges.capacity()
 
     def _check(self, request: Request, lane: Lane) -> Lane | None:
         """The lane of a request that can be served."""
@@ -292,7 +250,7 @@ class Service:
             sequence.admitted = sequence.admitted or now
         if self._steps.scheduler.running:
             self._hand_all(self._steps.compute())
-            self._counts.steps += 1
+            self._gauges.step()
         return True
 
     def _enqueue(self, ticket: Ticket) -> Ticket:
@@ -309,8 +267,11 @@ class Service:
         ticket = self._open.get(sequence)
         if ticket is None:
             return
-        self._count(event)
+        self._gauges.count(event)
+        if event.token is not None and sequence.first_token is None:
+            sequence.first_token = time.monotonic()
         if sequence.finish_reason is not None:
+            sequence.finished = time.monotonic()
             self._close(ticket)
         try:
             stops = ticket.take(event) is True
@@ -323,18 +284,6 @@ class Service:
         if stops and sequence.finish_reason is None:
             self._steps.cancel(sequence, "stop")
             self._hand(Event(sequence, 0, None))
-
-    def _count(self, event: Event) -> None:
-        sequence, counts = event.sequence, self._counts
-        counts.prompt_tokens += event.n_read
-        if event.token is not None:
-            counts.output_tokens += 1
-            sequence.first_token = sequence.first_token or time.monotonic()
-        if sequence.finish_reason is not None:
-            sequence.finished = time.monotonic()
-            counts.finished[sequence.finish_reason] += 1
-            counts.reused_tokens += sequence.n_reused
-            counts.evicted_tokens += self._evicted(sequence.lane, sequence.position)
 
     def _close(self, ticket: Ticket) -> None:
         del self._open[ticket.sequence]
