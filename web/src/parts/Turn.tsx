@@ -1,0 +1,180 @@
+import { memo } from "./memo";
+import { useSignal } from "@preact/signals";
+import { useLayoutEffect, useRef } from "preact/hooks";
+import { SYSTEM, togglePin, turnTo, type Message } from "../model/conversation";
+import { blocks } from "../model/markdown";
+import { describe, mainKind, type Share } from "../model/view";
+import { again, answering, place, sendInstead } from "../state/answering";
+import { current, edit } from "../state/library";
+import { say } from "../state/notices";
+import { shares, view } from "../state/windowing";
+import { grow, isSend } from "./Composer";
+import { FiguresLine } from "./FiguresLine";
+import { IconButton } from "./icons";
+import { Stripe } from "./Stripe";
+
+interface TurnProps {
+  message: Message;
+  /** The window's size where its edge lies in or just above this message. */
+  edge: string | null;
+}
+
+export function Turn({ message, edge }: TurnProps) {
+  const share = shares.value.get(message.id);
+  const editing = useSignal(false);
+  const now = answering.value?.message === message.id ? answering.value : null;
+  const name = message.role === "user" ? "You" : (message.model ?? "Model");
+  const inside = share !== undefined && share.relayed + share.out > 0;
+  return (
+    <>
+      {edge !== null && (
+        <li class="rail" aria-label={`The window of ${edge} tokens begins ${inside ? "inside the next message" : "here"}`}>
+          <span>{inside ? "the window begins inside this message" : "the window begins here"}</span>
+        </li>
+      )}
+      <li class={`turn ${message.role} ${share ? mainKind(share) : ""}`}>
+        <article aria-label={name} aria-busy={now !== null}>
+          <Stripe share={share} />
+          <div class="body">
+            <div class="who">
+              <h2>{name}</h2>
+              <Sight share={share} />
+            </div>
+            {editing.value ? (
+              <Rewrite message={message} done={() => (editing.value = false)} />
+            ) : message.role === "user" ? (
+              <p class="words said">{message.content}</p>
+            ) : (
+              <Answer message={message} text={now ? now.text : message.content} live={now !== null} />
+            )}
+            {!now && !editing.value && <Foot message={message} onEdit={() => (editing.value = true)} />}
+          </div>
+        </article>
+      </li>
+    </>
+  );
+}
+
+export function Sight({ share }: { share: Share | undefined }) {
+  return share ? <span class="sight">{describe(share)}</span> : null;
+}
+
+function Answer({ message, text, live }: { message: Message; text: string; live: boolean }) {
+  if (live && !text) return <p class="reading">Reading <span class="dots" aria-hidden="true"><i /><i /><i /></span></p>;
+  return (
+    <>
+      {text && <Words text={text} />}
+      {live && <span class="caret" aria-hidden="true" />}
+      {!live && message.error && (
+        <p class="failure" role="alert">
+          <span>{message.error}</span>
+          <button type="button" class="plain" disabled={answering.value !== null} onClick={() => again(message.id)}>Retry</button>
+        </p>
+      )}
+    </>
+  );
+}
+
+const Block = memo(({ html }: { html: string }) => <div class="block" dangerouslySetInnerHTML={{ __html: html }} />);
+
+function Words({ text }: { text: string }) {
+  return (
+    <div class="words prose" onClick={copyCode}>
+      {blocks(text).map((html, index) => <Block key={index} html={html} />)}
+    </div>
+  );
+}
+
+function copyCode(event: MouseEvent): void {
+  const button = (event.target as HTMLElement).closest("button.copy-code");
+  const code = button?.closest("figure")?.querySelector("code")?.textContent;
+  if (code !== undefined && code !== null) void copy(code, "Code copied.");
+}
+
+async function copy(text: string, done: string): Promise<void> {
+  try {
+    await navigator.clipboard.writeText(text);
+    say(done);
+  } catch {
+    say("The browser did not allow copying.");
+  }
+}
+
+function Foot({ message, onEdit }: { message: Message; onEdit: () => void }) {
+  const busy = answering.value !== null;
+  const { at, of } = place(current.value, message.id);
+  const mine = message.role === "user";
+  const turn = (step: number) => edit((tree) => turnTo(tree, message.id, step));
+  return (
+    <div class="foot">
+      {of > 1 && (
+        <span class="branches" role="group" aria-label="Branches">
+          <IconButton icon="left" label="Earlier branch" disabled={busy || at === 1} onClick={() => turn(-1)} />
+          <span aria-label={`Branch ${at} of ${of}`} role="img">{at}/{of}</span>
+          <IconButton icon="right" label="Later branch" disabled={busy || at === of} onClick={() => turn(1)} />
+        </span>
+      )}
+      <span class="deeds">
+        <PinButton id={message.id} name={mine ? "your message" : "this answer"} />
+        {message.content && <IconButton icon="copy" label="Copy text" onClick={() => void copy(message.content, "Text copied.")} />}
+        {mine ? (
+          <IconButton icon="edit" label="Edit and ask again" disabled={busy} onClick={onEdit} />
+        ) : (
+          <IconButton icon="again" label="Answer again" disabled={busy} onClick={() => again(message.id)} />
+        )}
+      </span>
+      {!mine && <FiguresLine message={message} />}
+    </div>
+  );
+}
+
+/** One click keeps a message in sight wherever the window slides. */
+export function PinButton({ id, name }: { id: string; name: string }) {
+  const pinned = current.value.pins.includes(id);
+  const pointless = !pinned && view.value?.size === null;
+  const label = pointless ? "Pin: this model has no window that anything slides out of" : `Pin ${name}`;
+  return (
+    <IconButton
+      icon="pin"
+      class="pin"
+      label={label}
+      title={pinned ? "Unpin" : label}
+      pressed={pinned}
+      disabled={pointless || (id !== SYSTEM && answering.value !== null)}
+      onClick={() => edit((tree) => togglePin(tree, id))}
+    />
+  );
+}
+
+function Rewrite({ message, done }: { message: Message; done: () => void }) {
+  const text = useSignal(message.content);
+  const box = useRef<HTMLTextAreaElement>(null);
+  useLayoutEffect(() => grow(box.current, 400), [text.value]);
+  useLayoutEffect(() => {
+    box.current?.focus();
+    box.current?.setSelectionRange(text.peek().length, text.peek().length);
+  }, []);
+  const go = () => {
+    if (!text.value.trim() || answering.peek()) return;
+    done();
+    sendInstead(message.id, text.value.trim());
+  };
+  return (
+    <form class="rewrite" onSubmit={(event) => { event.preventDefault(); go(); }}>
+      <textarea
+        ref={box}
+        aria-label="Your message, anew"
+        value={text.value}
+        onInput={(event) => (text.value = event.currentTarget.value)}
+        onKeyDown={(event) => {
+          if (isSend(event)) { event.preventDefault(); go(); }
+          if (event.key === "Escape") { event.preventDefault(); done(); }
+        }}
+      />
+      <span class="deeds">
+        <button type="submit" class="strong" disabled={!text.value.trim()}>Send as a new branch</button>
+        <button type="button" class="plain" onClick={done}>Cancel</button>
+      </span>
+    </form>
+  );
+}

@@ -1,0 +1,101 @@
+// What the model sees of the shown conversation, asked of the server whenever the conversation, the pins or the draft change.
+
+import { batch, computed, effect, signal } from "@preact/signals";
+import { SYSTEM } from "../model/conversation";
+import { DRAFT, outgoing, windowBody } from "../model/request";
+import { advance, readView, type Share, type View } from "../model/view";
+import { answering, modelOf } from "./answering";
+import { current } from "./library";
+import { call } from "./server";
+
+interface Seen {
+  conversation: string;
+  ids: string[];
+  view: View;
+}
+
+export const draft = signal("");
+const seen = signal<Seen | null>(null);
+/** Why there is no account of the window, in words; null while there is one. */
+export const unseen = signal<string | null>(null);
+
+const WAIT_MS = 350;
+
+/** The view of the conversation that is shown, counted on while an answer streams. */
+export const view = computed<View | null>(() => {
+  const known = seen.value;
+  if (!known || known.conversation !== current.value.id || known.view.shares.length === 0) return null;
+  const now = answering.value;
+  if (!now || now.conversation !== known.conversation || now.count === 0) return known.view;
+  const empty: Share = { start: known.view.tokens, stop: known.view.tokens, direct: 0, pinned: 0, relayed: 0, out: 0 };
+  return advance({ ...known.view, shares: [...known.view.shares, empty] }, now.count);
+});
+
+/** Each message's share by its identifier. */
+export const shares = computed<Map<string, Share>>(() => {
+  const map = new Map<string, Share>();
+  const known = seen.value;
+  const now = answering.value;
+  view.value?.shares.forEach((share, index) => {
+    const id = known!.ids[index] ?? now?.message;
+    if (id !== undefined) map.set(id, share);
+  });
+  return map;
+});
+
+export const ids = computed<string[]>(() => {
+  const known = seen.value?.ids ?? [];
+  const now = answering.value;
+  return now && view.value && view.value.shares.length > known.length ? [...known, now.message] : known;
+});
+
+/** Starts asking; each change waits a little, and a newer one replaces an older. */
+export function watch(): void {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let pending: AbortController | undefined;
+  let last = "";
+  effect(() => {
+    const conversation = current.value;
+    const model = modelOf(conversation);
+    const busy = answering.value?.conversation === conversation.id;
+    const typed = draft.value;
+    if (!model || busy) return;
+    const out = outgoing(conversation, undefined, typed);
+    if (out.messages.length === 0) {
+      clearTimeout(timer);
+      pending?.abort();
+      last = "";
+      batch(() => {
+        seen.value = null;
+        unseen.value = null;
+      });
+      return;
+    }
+    const body = windowBody(conversation, model, out);
+    const key = `${conversation.id} ${JSON.stringify(body)}`;
+    if (key === last) return;
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      last = key;
+      pending?.abort();
+      pending = new AbortController();
+      const { signal } = pending;
+      call("v1/window", body, signal)
+        .then(async (response) => readView(await response.json()))
+        .then((fresh) => {
+          if (signal.aborted) return;
+          batch(() => {
+            seen.value = { conversation: conversation.id, ids: out.ids, view: fresh };
+            unseen.value = null;
+          });
+        })
+        .catch((error: unknown) => {
+          if (signal.aborted) return;
+          last = "";
+          unseen.value = (error as Error).message;
+        });
+    }, typed ? WAIT_MS : 0);
+  });
+}
+
+export { DRAFT, SYSTEM };
