@@ -10,7 +10,6 @@ Shape suffixes: T packed tokens, D dim, V vocabulary, F rotary frequencies.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import torch
@@ -112,8 +111,7 @@ class FusedDecoder:
         return x_TD.contiguous()
 
     def _angles(self, config: RopeConfig, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        frequencies_F, factor = _frequencies(config, self.config.head_dim)
-        return rope.angles(frequencies_F, factor, positions_T, torch.float32)
+        return rope.known_angles(config, self.config.head_dim, positions_T)
 
     def _add_layer(self, index: int, layer: LayerConfig, layer_in_store: int) -> None:
         config, name = self.config, f"layers.{index}"
@@ -182,11 +180,6 @@ class FusedDecoder:
         if not isinstance(weight, Tensor):
             raise UsageError(f"{name}.weight is packed, and norms are kept as they are")
         return native.Norm(weight.float() + self.config.norm_offset, self.config.norm_eps)
-
-
-@cache
-def _frequencies(config: RopeConfig, head_dim: int) -> tuple[Tensor, float]:
-    return rope.frequencies(config, head_dim)
 
 
 def _weight(parts: Parts, name: str) -> PackedWeight:

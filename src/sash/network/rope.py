@@ -77,6 +77,46 @@ def angles(frequencies_F: Tensor, factor: float, positions_T: Tensor, dtype: tor
     return cos_TF, sin_TF
 
 
+_BLOCK = 256
+"""Positions whose angles are computed together."""
+
+
+@lru_cache(maxsize=64)
+def _block(rope: RopeConfig, head_dim: int, block: int) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False), torch.device("cpu"):
+        positions_T = torch.arange(block * _BLOCK, (block + 1) * _BLOCK)
+        return angles(*frequencies(rope, head_dim), positions_T, torch.float32)
+
+
+def known_angles(rope: RopeConfig, head_dim: int, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+    """`angles` in float32 on the CPU, out of blocks of positions of which the last few are remembered.
+
+    A step of writing needs a position that is in the block of the one before. Cosines in torch may wake threads, which
+    then wait for more work by spinning, and hold up whoever computes next on their cores. And a position's angles are
+    computed in one and the same company, whatever the step holds.
+
+    >>> positions_T = torch.tensor([3, 100_000])
+    >>> rope = RopeConfig(theta=10_000.0)
+    >>> once = angles(*frequencies(rope, 4), positions_T, torch.float32)
+    >>> all(torch.equal(*pair) for pair in zip(known_angles(rope, 4, positions_T), once, strict=True))
+    True
+    """
+    blocks_T = positions_T // _BLOCK
+    if len(positions_T) <= 16:
+        found = [_block(rope, head_dim, block) for block in blocks_T.tolist()]
+        slots = (positions_T % _BLOCK).tolist()
+        cos_TF, sin_TF = (
+            torch.stack([pair[part][slot] for pair, slot in zip(found, slots, strict=True)]) for part in (0, 1)
+        )
+        return cos_TF, sin_TF
+    cos_TF, sin_TF = torch.empty(2, len(positions_T), head_dim // 2)
+    for block in blocks_T.unique().tolist():
+        here_N = (blocks_T == block).nonzero().squeeze(1)
+        for out_TF, known_TF in zip((cos_TF, sin_TF), _block(rope, head_dim, block), strict=True):
+            out_TF[here_N] = known_TF[positions_T[here_N] - block * _BLOCK]
+    return cos_TF, sin_TF
+
+
 def rotate(x_THK: Tensor, cos_TF: Tensor, sin_TF: Tensor, layout: str) -> Tensor:
     """Turn each pair of components of every head by its angle; `layout` says which components are a pair."""
     cos_T1F, sin_T1F = cos_TF[:, None], sin_TF[:, None]
