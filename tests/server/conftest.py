@@ -154,3 +154,9 @@ def running() -> Iterator[Running]:
 @pytest.fixture
 def client(running: Running) -> Client:
     return running.client
+
+
+@pytest.fixture(scope="session")
+def serve() -> Any:
+    """Starts a server with other settings: `with serve(max_body=100) as running`."""
+    return serving

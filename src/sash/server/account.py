@@ -103,8 +103,13 @@ def text_logprobs(tokenizer: Tokenizer, tokens: Sequence[tuple[int, Token | None
         values.append(None if token is None else finite(token.logprob))
         tops.append(None if token is None else _alternatives(tokenizer, token))
         offsets.append(offset)
-        offset += len(text)
+        offset += shown_length(tokenizer, token_id)
     return {"tokens": texts, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
+
+
+def shown_length(tokenizer: Tokenizer, token_id: int) -> int:
+    """Characters of a token in a text, where control tokens are not shown."""
+    return 0 if token_id in tokenizer.control_ids else len(tokenizer.token_text(token_id))
 
 
 def _alternatives(tokenizer: Tokenizer, token: Token) -> dict[str, float]:

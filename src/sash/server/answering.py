@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 BEGIN_SECONDS = 10.0
 """How long a stream waits for the engine to take it up, so that what fails by then has a true status."""
 
+FRAMES = 6
+"""Innermost calls that the log tells of where something of ours failed."""
+
 CLIENT_GONE = 499
 """The status, for the log only, of a request whose client has left."""
 
@@ -177,8 +180,8 @@ class Answering:
         first = call.sequences[0]
         seen = view(self._plan.frame, first)
         if self._plan.session is not None:
-            ids = (*first.request.prompt_ids, *first.output_ids)
-            self._place.sessions.keep(owner, self._plan.session, ids, seen)
+            length = len(first.request.prompt_ids) + len(first.output_ids)
+            self._place.sessions.keep(owner, self._plan.session, length, seen)
         return {"usage": usage(call.sequences, self._plan.n), "timings": timings(first), "window": seen}
 
     async def _frames(self, call: Call, box: Box[Part], owner: str) -> AsyncGenerator[bytes, None]:
@@ -251,5 +254,5 @@ class _Rhythm:
 
 def log_fault(error: BaseException, request_id: str) -> None:
     """Log where a fault of ours happened. Not what it says: that may quote a prompt."""
-    where = "".join(traceback.format_tb(error.__traceback__))
+    where = "".join(traceback.format_tb(error.__traceback__)[-FRAMES:])
     logger.error("request %s failed by %s\n%s", request_id, type(error).__name__, where)

@@ -72,6 +72,7 @@ def create_app(lm: LM | None, service: Service | None, settings: Settings) -> Fa
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
         lifespan=lifespan,
     )
     app.state.place = place
@@ -173,6 +174,12 @@ def _add_sessions(app: FastAPI, place: Place) -> None:
     async def session(request: Request, name: str) -> Response:
         """One session."""
         return _json(place.sessions.find(owner_of(request), name).to_json())
+
+    @app.post("/v1/sessions/{name}/save", response_class=Response)
+    async def save_session(request: Request, name: str) -> Response:
+        """Keep a session over a restart."""
+        session = await place.prepare(place.sessions.save, owner_of(request), name)
+        return _json(session.to_json())
 
     @app.delete("/v1/sessions/{name}", response_class=Response)
     async def delete_session(request: Request, name: str) -> Response:

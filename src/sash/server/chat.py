@@ -7,7 +7,7 @@ from typing import Any
 from sash.engine.request import Sequence, Token
 from sash.server.account import chat_logprobs
 from sash.server.answering import Plan
-from sash.server.conversation import as_messages, message_spans
+from sash.server.conversation import as_messages, spans_of
 from sash.server.errors import ApiError, bad_field
 from sash.server.place import Place
 from sash.server.planning import ignored_header, read, room_for
@@ -72,18 +72,18 @@ def plan_chat(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
     if options:
         headers["x-sash-safe-prompt"] = "1"
     _check_plain(body)
-    ids = tuple(lm.tokenizer.encode_chat(messages, continue_final=continues, **options))
+    ids = list(lm.tokenizer.encode_chat(messages, continue_final=continues, **options))
     seen = frame(
         lm.config,
         body.window,
         len(ids),
         [message["role"] for message in messages],
-        lambda: message_spans(lm.tokenizer, messages, ids, **options),
+        lambda: spans_of(lm.tokenizer, messages, ids, **options),
     )
     max_tokens = room_for(place, body, seen, [ids], place.settings.default_max_tokens)
     n_top = _n_top(body)
     plan = Plan(
-        prompts=(ids,),
+        prompts=(tuple(ids),),
         params=body.params(max_tokens, n_top),
         frame=seen,
         n=body.n or 1,

@@ -7,7 +7,7 @@ from typing import Any
 from sash.engine.request import Sequence, Token
 from sash.errors import EmptyPromptError
 from sash.sampling import SamplingParams
-from sash.server.account import text_logprobs
+from sash.server.account import shown_length, text_logprobs
 from sash.server.answering import Plan
 from sash.server.errors import ApiError, bad_field
 from sash.server.place import Place
@@ -51,7 +51,7 @@ class TextShape:
             return []
         first = part.index not in self._offsets
         offset = self._offsets.setdefault(part.index, len(self._echo(part.index)))
-        self._offsets[part.index] += sum(len(self._tokenizer.token_text(token.token_id)) for token in tokens)
+        self._offsets[part.index] += sum(shown_length(self._tokenizer, token.token_id) for token in tokens)
         logprobs = None
         if self._wants:
             logprobs = text_logprobs(self._tokenizer, [(token.token_id, token) for token in tokens], offset)

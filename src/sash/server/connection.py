@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 SEND_BUFFER = 64 << 10
 """Bytes that the kernel holds for a client; what it cannot take shows that the client does not read."""
 
-MAX_HEADER_BYTES = 64 << 10
-
 KEPT_FILES = 128
 """File descriptors that are not given to clients."""
 

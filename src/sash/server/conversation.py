@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import OrderedDict
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
-from sash.errors import SashError
 from sash.server.errors import ApiError, bad_field
 from sash.server.protocol import Message
+from sash.text.spans import message_spans
 from sash.text.tokenizer import Tokenizer
 
-MAX_KNOWN = 8192
-"""Ends of messages that are remembered, so that a growing chat is not rendered again for every message of it."""
+MAX_RENDERED = 2_000_000
+"""Tokens that are rendered at most to find out exactly where messages lie."""
 
 _SPEAKERS = {"developer": "system", "function": "tool"}
-
-_known: OrderedDict[bytes, int] = OrderedDict()
 
 
 def as_messages(messages: Sequence[Message], most: int) -> list[dict[str, Any]]:
@@ -73,13 +71,13 @@ def _text(number: int, message: Message) -> str:
     return "".join(texts)
 
 
-def message_spans(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], ids: Sequence[int], **options: Any
+def spans_of(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], ids: list[int], **options: Any
 ) -> list[range]:
-    """Where each message lies in `ids`, the tokens of the whole conversation, its markers included.
+    """Where each message lies in `ids`, the tokens of the whole conversation.
 
-    A message ends where the tokens of the conversation up to it part from those of the whole. Where a template cannot
-    be rendered up to some message, or moves one elsewhere, that message lies with the next one that can.
+    Exact spans cost a rendering of the conversation for each of its messages. Very long ones are searched for what
+    the messages say instead, one after the other, where a message may get a few tokens of its neighbour's markers.
 
     Args:
         tokenizer: of the model.
@@ -87,42 +85,16 @@ def message_spans(
         ids: its tokens.
         **options: of `encode_chat`, such as tools.
     """
-    ends = []
-    digest = hashlib.blake2b(f"{id(tokenizer)} {options!r}".encode(), digest_size=16)
-    for count, message in enumerate(messages, start=1):
-        digest.update(json.dumps(message, sort_keys=True).encode())
-        known = count == len(messages)
-        ends.append(len(ids) if known else _end(tokenizer, messages, count, ids, digest.digest(), options))
-    starts, at = [], 0
-    for index, end in enumerate(ends):
-        ends[index] = end = max(at, min(end, len(ids)))
-        starts.append(at)
-        at = end
-    return [range(start, end) for start, end in zip(starts, ends, strict=True)]
-
-
-def _end(
-    tokenizer: Tokenizer,
-    messages: Sequence[Mapping[str, Any]],
-    count: int,
-    ids: Sequence[int],
-    key: bytes,
-    options: dict[str, Any],
-) -> int:
-    """How many of `ids` the first `count` messages take."""
-    if key in _known:
-        return _known[key]
-    # A template that wants a user's message after this one gets a short one instead of the conversation's.
-    heads = (messages[:count], [*messages[:count], {**messages[count], "content": "~"}])
-    end = 0
-    for head in heads:
-        try:
-            rendered = tokenizer.encode_chat(head, **options)
-        except SashError:
-            continue
-        end = next((at for at, (a, b) in enumerate(zip(rendered, ids, strict=False)) if a != b), len(rendered))
-        break
-    _known[key] = end
-    while len(_known) > MAX_KNOWN:
-        _known.popitem(last=False)
-    return end
+    if len(messages) * len(ids) <= MAX_RENDERED:
+        return message_spans(tokenizer, messages, ids=ids, **options)
+    control = tokenizer.control_ids
+    parts = [b"" if one in control else tokenizer.token_bytes(one, first=at == 0) for at, one in enumerate(ids)]
+    said, ends = b"".join(parts), list(accumulate(map(len, parts)))
+    stops, at = [], 0
+    for message in messages:
+        content = message["content"].strip().encode()
+        found = said.find(content, at)
+        at = at if found < 0 else found + len(content)
+        stops.append(min(len(ids), bisect_left(ends, at) + 1) if at else 0)
+    stops[-1] = len(ids)
+    return [range(start, stop) for start, stop in pairwise([0, *stops])]

@@ -100,8 +100,12 @@ def from_sash(error: SashError, retry_after: int = 1) -> ApiError:
 
 
 def from_validation(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body's fields. The value is not repeated: it may be long, or secret."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    """The first thing that is wrong with a body's fields. The value is not repeated: it may be long, or secret.
+
+    Where a field takes one of several forms, that is the form that came furthest.
+    """
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    first = max((one for one in found if one["loc"][:1] == found[0]["loc"][:1]), key=lambda one: len(one["loc"]))
     path = [str(part) for part in first["loc"] if not _is_type_name(part)]
     param = ".".join(path) or None
     missing = first["type"] == "missing"

@@ -34,6 +34,8 @@ OPEN_PATHS = frozenset({"/health"})
 LINGER_SECONDS = 2.0
 """How long the rest of a body that is too large is read, and thrown away."""
 
+MAX_HEADER_BYTES = 64 << 10
+
 METHODS = "GET, POST, DELETE"
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -98,8 +100,11 @@ class Guard:
             ApiError: 400, 401, 403 or 431.
         """
         headers = scope["headers"]
-        if len(headers) > self._settings.max_headers:
+        size = sum(len(name) + len(value) for name, value in headers)
+        if len(headers) > self._settings.max_headers or size > MAX_HEADER_BYTES:
             raise ApiError(431, f"at most {self._settings.max_headers} headers are read", code="too_many_headers")
+        if _one(headers, b"content-length") is not None and _one(headers, b"transfer-encoding") is not None:
+            raise ApiError(400, "a body has either a length or chunks", code="invalid_http")
         host, origin = _one(headers, b"host"), _one(headers, b"origin")
         self._check_host(host)
         allowed = self._check_origin(host, origin)

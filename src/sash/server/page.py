@@ -27,6 +27,7 @@ _TYPES = {
     "ico": "image/x-icon",
     "js": "text/javascript; charset=utf-8",
     "json": "application/json",
+    "md": "text/plain; charset=utf-8",
     "png": "image/png",
     "svg": "image/svg+xml",
     "txt": "text/plain; charset=utf-8",

@@ -41,7 +41,7 @@ class Place:
     def __init__(self, lm: LM | None, service: Service | None, settings: Settings) -> None:
         self.settings = settings
         self.metrics = Metrics(settings.name)
-        self.sessions = Sessions()
+        self.sessions = Sessions(settings.snapshot_dir)
         self.started = int(time.time())
         self._lm: LM | None = None
         self._service: Service | None = None

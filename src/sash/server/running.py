@@ -7,21 +7,26 @@ import logging
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from sash.engine.service import Service
+from sash.engine.snapshots import EVERY, Snapshots
 from sash.errors import SashError, UsageError
+from sash.memory import available_memory
+from sash.network.fingerprint import fingerprint
 from sash.server.app import create_app
-from sash.server.connection import MAX_HEADER_BYTES, connection_type
+from sash.server.connection import connection_type
+from sash.server.limits import MAX_HEADER_BYTES
 from sash.server.place import Place
 from sash.server.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from sash.engine.service import Service
     from sash.lm import LM
+    from sash.network.packed import Network
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +134,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         http=connection_type(settings),
         ws="none",
         loop="asyncio",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -157,7 +162,7 @@ def run(
         SashError: the model could not be loaded, or the address is taken.
     """
     app = create_app(None, None, settings)
-    services: list[Service] = []
+    services: list[SnapshotService] = []
 
     def loading() -> tuple[LM, Service]:
         lm = load() if load is not None else _load_by_name(settings)
@@ -175,6 +180,7 @@ def run(
     finally:
         for service in services:
             service.stop()
+        server.place.close()
     if isinstance(server.failure, SashError):
         raise server.failure
     if server.failure is not None:
@@ -187,23 +193,48 @@ def _load_by_name(settings: Settings) -> LM:
     return load_decoder(settings.model)
 
 
-def make_service(lm: LM, settings: Settings) -> Service:
+def make_service(lm: LM, settings: Settings) -> SnapshotService:
     """An engine for a model, not started yet.
 
     Raises:
         DoesNotFitError: the memory for keys and values does not hold one sequence.
+        InputNotFoundError: the folder of snapshots cannot be made or read.
     """
-    from sash import memory
-    from sash.engine.service import Service
-
     size = settings.kv_memory
     if size is None:
-        size = int(MEMORY_PART * (memory.available_memory() or 8 << 30))
-    return Service(
+        size = int(MEMORY_PART * (available_memory() or 8 << 30))
+    return SnapshotService(
         lm.decoder,
         kv=lm.kv,
         kv_memory=size,
         max_rows=settings.max_rows,
         chunk=lm.chunk,
         max_waiting=settings.max_waiting,
+        snapshots=_snapshots(lm, settings) if settings.snapshot_memory else None,
     )
+
+
+def _snapshots(lm: LM, settings: Settings) -> Snapshots:
+    """Where chunks change numbers, rows can only be kept where chunks end."""
+    every = lm.chunk * max(1, round(EVERY / lm.chunk))
+    return Snapshots(
+        settings.snapshot_memory,
+        folder=settings.snapshot_dir,
+        fingerprint=fingerprint(lm.decoder, lm.kv) if settings.snapshot_dir is not None else "",
+        every=every,
+        aligned=1 if lm.decoder.independent else lm.chunk,
+    )
+
+
+class SnapshotService(Service):
+    """An engine that owns its snapshots: it writes them out when it stops, and can say what became of them."""
+
+    def __init__(self, decoder: Network, *, snapshots: Snapshots | None = None, **options: Any) -> None:
+        super().__init__(decoder, snapshots=snapshots, **options)
+        self.snapshots = snapshots
+
+    def stop(self) -> None:
+        """End now; what was kept is on disk afterwards."""
+        super().stop()
+        if self.snapshots is not None:
+            self.snapshots.close()

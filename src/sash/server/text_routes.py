@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sash.server.conversation import as_messages, message_spans
+from sash.server.conversation import as_messages, spans_of
 from sash.server.errors import bad_field
 from sash.server.place import Place
 from sash.server.planning import ignored_header, read
@@ -52,7 +52,7 @@ def window(place: Place, raw: bytes) -> Answer:
     messages = as_messages(body.messages, place.settings.max_messages)
     options: dict[str, Any] = {"safe_prompt": True} if body.safe_prompt else {}
     ids = lm.tokenizer.encode_chat(messages, **options)
-    spans = message_spans(lm.tokenizer, messages, ids, **options)
+    spans = spans_of(lm.tokenizer, messages, ids, **options)
     roles = [message["role"] for message in messages]
     seen = frame(lm.config, body.window, len(ids), roles, lambda: spans)
     sight = seen.sight(len(ids))
