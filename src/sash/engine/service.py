@@ -93,7 +93,10 @@ class Service:
                 f"one sequence takes {row_bytes:,} bytes of keys and values, and there are {kv_memory:,}: give more"
             )
         n_rows = max(1, min(max_rows, kv_memory // max(1, row_bytes)))
-        lanes = Lanes(decoder, lambda network: KVCache(network.config, n_rows, network.dtype, network.device, kv))
+
+        def cache(network: Network) -> KVCache:
+            return KVCache(network.config, n_rows, network.dtype, network.device, kv, on_demand=True)
+
         pace = Pace(
             chunk=chunk,
             budget=token_budget,
@@ -101,7 +104,7 @@ class Service:
             next_point=None if snapshots is None else snapshots.next_point,
         )
         room = Room(memory=kv_memory, max_lanes=MAX_LANES)
-        self._steps = Steps(lanes, Scheduler(range(n_rows), pace=pace, room=room, cost=cost), snapshots)
+        self._steps = Steps(Lanes(decoder, cache), Scheduler(range(n_rows), pace=pace, room=room, cost=cost), snapshots)
         self._gauges = Gauges(self._steps, cost, kv_memory)
         self._state: State = "loading"
         self._error: str | None = None

@@ -45,7 +45,10 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         kv: str = "auto",
+        *,
+        on_demand: bool = False,
     ) -> None:
+        """`on_demand` makes the rings of a row when it is first used, and frees them when it is wiped."""
         if n_rows < 1:
             raise UsageError(f"a cache needs 1 row or more; got {n_rows}")
         self.config, self.n_rows, self.dtype, self.device, self.kv = config, n_rows, dtype, torch.device(device), kv
@@ -62,12 +65,14 @@ class KVCache:
             self._layer_index.append(counts.get(pattern, 0))
             counts[pattern] = counts.get(pattern, 0) + 1
         for pattern, n_layers in counts.items():
-            kind = GrowingStore if pattern.capacity() is None else RingStore
             layout = Layout(
                 n_layers, n_rows, config.n_kv_heads, config.head_dim, self.numbers, dtype, self.device
             )  # fmt: skip
             try:
-                self.stores[pattern] = kind(pattern, layout)
+                if pattern.capacity() is None:
+                    self.stores[pattern] = GrowingStore(pattern, layout)
+                else:
+                    self.stores[pattern] = RingStore(pattern, layout, on_demand=on_demand)
             except RuntimeError as error:
                 raise DoesNotFitError(f"no memory for {n_rows} rolling buffers: use fewer sequences at once") from error
 

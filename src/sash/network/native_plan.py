@@ -19,7 +19,7 @@ from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import RopeConfig
 from sash.network.ring_store import RingStore
-from sash.network.slots import HeldRun, Placement, Vectors
+from sash.network.slots import HeldRun, Placement
 from sash.network.stores import Store
 
 Angles = Callable[[RopeConfig, Tensor], tuple[Tensor, Tensor]]
@@ -92,12 +92,8 @@ class NativePlan:
 
 def _slots(store: Store, row: int, run: HeldRun) -> tuple[int, ...]:
     """Addresses and strides of a run of slots; see `Slots` in step.h."""
-    if isinstance(store, RingStore):
-        slots = store.ring if run.source == "ring" else store.pins
-        keys, values = _pair(slots, row)
-    else:
-        slots = store.blocks[row][run.block].slots
-        keys, values = slots[0], slots[1]
+    slots = store.slots(row, run.source) if isinstance(store, RingStore) else store.blocks[row][run.block].slots
+    keys, values = slots[0], slots[1]
     numbers, size = keys.numbers, keys.numbers.element_size()
     at = run.start * numbers.stride(-2) * size
     strides = tuple(numbers.stride(axis) * size for axis in (0, 1, 2))
@@ -113,8 +109,3 @@ def _slots(store: Store, row: int, run: HeldRun) -> tuple[int, ...]:
         keys.scales.stride(0),
         keys.scales.stride(1),
     )
-
-
-def _pair(slots: Vectors, row: int) -> tuple[Vectors, Vectors]:
-    """Keys and values of a row of all layers, [layers, G, S] vectors each."""
-    return slots[0, :, row], slots[1, :, row]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sash.attention.pattern import AttentionPattern, TokenMeta
 from sash.attention.plan import KeyRun
-from sash.errors import PinsError
+from sash.errors import DoesNotFitError, PinsError
 from sash.network.batch import Batch, Span
 from sash.network.slots import HeldRun, Layout, Placement, Put, Vectors, stretches
 
@@ -54,16 +54,20 @@ class RingStore:
         pattern: the layers' own.
         layout: what the slots are made of.
         n_slots: slots of a ring.
-        ring, pins: [2 (keys, values), layers, rows, G, S] vectors.
+        ring, pins: [2 (keys, values), layers, rows, G, S] vectors of all rows; of none where rows are made on demand.
         positions: the position in each slot of a row's ring, -1 for an empty one.
     """
 
-    def __init__(self, pattern: AttentionPattern, layout: Layout) -> None:
-        self.pattern, self.layout = pattern, layout
+    def __init__(self, pattern: AttentionPattern, layout: Layout, *, on_demand: bool = False) -> None:
+        """`on_demand` makes a row's slots when it is first written to, and frees them when it is wiped."""
+        self.pattern, self.layout, self._on_demand = pattern, layout, on_demand
         self.n_slots = (pattern.capacity() or 0) - pattern.pins
-        rows = (2, layout.n_layers, layout.n_rows, layout.n_heads)
+        rows = (2, layout.n_layers, 0 if on_demand else layout.n_rows, layout.n_heads)
         self.ring = layout.zeros(*rows, self.n_slots)
         self.pins = layout.zeros(*rows, pattern.pins)
+        self._slots: list[tuple[Vectors, Vectors] | None] = [
+            None if on_demand else (self.ring[:, :, row], self.pins[:, :, row]) for row in range(layout.n_rows)
+        ]
         self.positions = [[-1] * self.n_slots for _ in range(layout.n_rows)]
         self._pinned: list[list[HeldRun]] = [[] for _ in range(layout.n_rows)]
         self._n_pinned = [0] * layout.n_rows
@@ -72,7 +76,23 @@ class RingStore:
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
-        return self.ring.nbytes + self.pins.nbytes
+        return sum(ring.nbytes + pins.nbytes for ring, pins in filter(None, self._slots))
+
+    def slots(self, row: int, source: str) -> Vectors:
+        """The "ring" or the "pins" of a row, [2 (keys, values), layers, G, S] vectors.
+
+        Raises:
+            DoesNotFitError: there is no memory for a row that is made on demand.
+        """
+        made = self._slots[row]
+        if made is None:
+            front = (2, self.layout.n_layers, self.layout.n_heads)
+            try:
+                made = self.layout.zeros(*front, self.n_slots), self.layout.zeros(*front, self.pattern.pins)
+            except RuntimeError as error:
+                raise DoesNotFitError("no memory for another rolling buffer: use fewer sequences at once") from error
+            self._slots[row] = made
+        return made[0] if source == "ring" else made[1]
 
     def last_pin(self, row: int) -> int:
         """Position of the row's last pin; -1 without one."""
@@ -145,6 +165,7 @@ class RingStore:
         n_pins = sum(count for _, count in pinned)
         if taken + n_pins > self.pattern.pins:
             raise PinsError(f"{taken + n_pins} tokens are pinned, and there is room for {self.pattern.pins}: pin fewer")
+        self.slots(row, "ring")
         puts = []
         first = max(0, n_tokens - self.n_slots)
         for index, count in pinned:
@@ -173,9 +194,9 @@ class RingStore:
     def write(self, layer: int, row: int, placement: Placement, keys_GT: Vectors, values_GT: Vectors) -> None:
         """Commit a step's keys and values of one layer to a row, as `layout.kept` gives them."""
         for token, run in placement:
-            slots = self.ring if run.source == "ring" else self.pins
+            slots = self.slots(row, run.source)
             for kind, new_GT in enumerate((keys_GT, values_GT)):
-                place = slots[kind, layer, row, :, run.start : run.start + run.size]
+                place = slots[kind, layer, :, run.start : run.start + run.size]
                 place.copy_(new_GT[:, token : token + run.size])
 
     def mark(self, row: int, placement: Placement) -> None:
@@ -194,22 +215,30 @@ class RingStore:
             else:
                 before.append(run)
 
+    def unpin(self, row: int, position: int) -> None:
+        """Forget the pins at a position and after it, whose step failed."""
+        kept = [run._replace(size=min(run.size, position - run.first_position)) for run in self._pinned[row]]
+        self._pinned[row] = [run for run in kept if run.size > 0]
+        self._n_pinned[row] = sum(run.size for run in self._pinned[row])
+
     def view(self, layer: int, row: int, run: KeyRun) -> tuple[Tensor, Tensor]:
         """Keys and values of a run to compute with, [G, S, K] each: in place if they are kept as they are computed."""
-        slots = (self.ring if run.source == "ring" else self.pins)[:, layer, row, :, run.start : run.stop]
+        slots = self.slots(row, run.source)[:, layer, :, run.start : run.stop]
         return slots[0].to(self.layout.dtype), slots[1].to(self.layout.dtype)
 
     def wipe(self, row: int) -> None:
         """Leave nothing of a row: neither keys and values, nor positions."""
-        for slots in (self.ring, self.pins):
-            slots[:, :, row].zero_()
+        if self._on_demand:
+            self._slots[row] = None
+        for slots in self._slots[row] or ():
+            slots.zero_()
         self.positions[row] = [-1] * self.n_slots
         self._pinned[row], self._n_pinned[row], self._begin[row] = [], 0, None
 
     def copy_row(self, row: int, other: RingStore, other_row: int) -> None:
         """Take over a row of another store of the same shape."""
-        self.ring[:, :, row].copy_(other.ring[:, :, other_row])
-        self.pins[:, :, row].copy_(other.pins[:, :, other_row])
+        for source in ("ring", "pins"):
+            self.slots(row, source).copy_(other.slots(other_row, source))
         self.positions[row] = list(other.positions[other_row])
         self._pinned[row] = list(other._pinned[other_row])
         self._n_pinned[row], self._begin[row] = other._n_pinned[other_row], other._begin[other_row]
@@ -219,8 +248,8 @@ class RingStore:
         positions = self.positions[row]
         n_slots = next((slot + 1 for slot in range(self.n_slots - 1, -1, -1) if positions[slot] >= 0), 0)
         return RingState(
-            self.ring[:, :, row, :, :n_slots].clone(),
-            self.pins[:, :, row, :, : self._n_pinned[row]].clone(),
+            self.slots(row, "ring")[:, :, :, :n_slots].clone(),
+            self.slots(row, "pins")[:, :, :, : self._n_pinned[row]].clone(),
             tuple(positions[:n_slots]),
             tuple(self._pinned[row]),
             self._begin[row],
@@ -251,10 +280,10 @@ class RingStore:
         token that takes its place.
         """
         n_slots = len(state.positions)
-        self.ring[:, :, row, :, :n_slots].copy_(state.ring)
+        self.slots(row, "ring")[:, :, :, :n_slots].copy_(state.ring)
         self.positions[row][:n_slots] = [position if position < length else -1 for position in state.positions]
         kept = [run._replace(size=min(run.size, length - run.first_position)) for run in state.pinned]
         self._pinned[row] = [run for run in kept if run.size > 0]
         self._n_pinned[row] = sum(run.size for run in self._pinned[row])
-        self.pins[:, :, row, :, : self._n_pinned[row]].copy_(state.pins[:, :, :, : self._n_pinned[row]])
+        self.slots(row, "pins")[:, :, :, : self._n_pinned[row]].copy_(state.pins[:, :, :, : self._n_pinned[row]])
         self._begin[row] = None if state.begin is None or state.begin >= length else state.begin

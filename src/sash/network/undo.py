@@ -25,16 +25,6 @@ def undo(cache: KVCache, row: int, position: int, n_tokens: int) -> bool:
     intact = True
     for store in cache.stores.values():
         if isinstance(store, RingStore):
-            _unpin(store, row, position)
+            store.unpin(row, position)
             intact &= n_tokens == 1 or position + n_tokens <= store.n_slots
     return intact
-
-
-def _unpin(store: RingStore, row: int, position: int) -> None:
-    """Forget pins at `position` and after it."""
-    kept = [run for run in store._pinned[row] if run.first_position < position]
-    if kept:
-        last = kept[-1]
-        kept[-1] = last._replace(size=min(last.size, position - last.first_position))
-    store._pinned[row] = kept
-    store._n_pinned[row] = sum(run.size for run in kept)
