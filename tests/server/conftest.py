@@ -160,3 +160,14 @@ def client(running: Running) -> Client:
 def serve() -> Any:
     """Starts a server with other settings: `with serve(max_body=100) as running`."""
     return serving
+
+
+@pytest.fixture(scope="session")
+def lm() -> LM:
+    return small_lm()
+
+
+@pytest.fixture(scope="session")
+def client_of() -> Any:
+    """A client of the server on a port."""
+    return Client

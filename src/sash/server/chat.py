@@ -9,6 +9,7 @@ from sash.server.account import chat_logprobs
 from sash.server.answering import Plan
 from sash.server.conversation import as_messages, spans_of
 from sash.server.errors import ApiError, bad_field
+from sash.server.formats import answer_format, open_grammars
 from sash.server.place import Place
 from sash.server.planning import ignored_header, read, room_for
 from sash.server.protocol import ChatRequest
@@ -71,7 +72,7 @@ def plan_chat(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
     options: dict[str, Any] = {"safe_prompt": True} if body.safe_prompt else {}
     if options:
         headers["x-sash-safe-prompt"] = "1"
-    _check_plain(body)
+    _check_tools(body)
     ids = list(lm.tokenizer.encode_chat(messages, continue_final=continues, **options))
     seen = frame(
         lm.config,
@@ -82,6 +83,7 @@ def plan_chat(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
     )
     max_tokens = room_for(place, body, seen, [ids], place.settings.default_max_tokens)
     n_top = _n_top(body)
+    source = answer_format(body.response_format)
     plan = Plan(
         prompts=(tuple(ids),),
         params=body.params(max_tokens, n_top),
@@ -91,6 +93,7 @@ def plan_chat(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
         wants_usage=body.wants_usage,
         progress=bool(body.return_progress),
         continues=continues,
+        grammars=open_grammars(lm.tokenizer, source, body.n or 1, continues=continues),
         session=body.session,
         headers=headers,
     )
@@ -112,13 +115,11 @@ def _n_top(body: ChatRequest) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
-def _check_plain(body: ChatRequest) -> None:
-    """Refuse what only tools and grammars can do.
+def _check_tools(body: ChatRequest) -> None:
+    """Refuse tools where nothing can be done with them.
 
     Raises:
         ApiError: 400.
     """
-    formatted = body.response_format is not None and body.response_format.type != "text"
-    for name, asked in (("tools", bool(body.tools)), ("response_format", formatted)):
-        if asked:
-            raise ApiError(400, f"{name} is not supported", code="unsupported_parameter", param=name)
+    if body.tools:
+        raise ApiError(400, "tools are not supported", code="unsupported_parameter", param="tools")
