@@ -18,9 +18,10 @@ FLOORS = (
     ("__main__",),
     ("cli",),
     ("server",),
-    ("evaluation", "training", "explain"),
+    ("evaluation", "training"),
     ("",),
     ("lm",),
+    ("explain",),
     ("engine",),
     ("checkpoint",),
     ("families",),
@@ -33,7 +34,7 @@ FLOORS = (
     ("errors",),
 )
 # The room of `LM`, the object that a user holds, stands in several files.
-ROOM = dict.fromkeys(("answer", "completion", "conversation", "loading", "masked", "session"), "lm")
+ROOM = dict.fromkeys(("answer", "asked", "completion", "conversation", "loading", "masked", "reading", "session"), "lm")
 RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 
 # What `sash --help`, ls, show and plan touch, and the scheduler: free of torch when they are imported.

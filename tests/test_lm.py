@@ -195,7 +195,7 @@ def test_statistics_say_what_was_seen() -> None:
     length = len(lm.tokenizer.encode(TEXT)) + 12
     assert stats.prompt_tokens + stats.completion_tokens == length
     assert stats.view == View(
-        length=length, direct=9, pinned=2, relayed=4, out_of_reach=length - 15, windowed_layers=2, window=9
+        length=length, direct=9, pinned=2, relayed=4, out_of_reach=length - 15, windowed_layers=2, window=9, held=2
     )
     assert stats.kv_bytes == 2 * (11 + 7) * 2 * 8 * 4
     assert stats.kv_bytes_full == 2 * 2 * length * 2 * 8 * 4

@@ -23,10 +23,20 @@ class Answer:
     """
 
     def __init__(
-        self, sequence: Sequence, tokenizer: Tokenizer, cache: KVCache, *, stop: Many[str] = (), continues: bool = True
+        self,
+        sequence: Sequence,
+        tokenizer: Tokenizer,
+        cache: KVCache,
+        *,
+        stop: Many[str] = (),
+        continues: bool = True,
+        pinned: Many[int] = (),
     ) -> None:
-        """`continues` says that the answer goes on the prompt's text, so that a space in front of it counts."""
-        self._sequence, self._cache = sequence, cache
+        """`continues` says that the answer goes on the prompt's text, so that a space in front of it counts.
+
+        `pinned` are the positions of the sequence that are flagged to stay visible.
+        """
+        self._sequence, self._cache, self._pinned = sequence, cache, pinned
         self._stop_ids = sequence.request.stop_ids
         self._detokenizer = Detokenizer(tokenizer, continues=continues)
         self._matcher = StopMatcher(stop)
@@ -95,7 +105,7 @@ class Answer:
             read_seconds=self._read_at - self._began,
             first_token_seconds=self._first_at - self._began,
             write_seconds=self._last_at - self._first_at,
-            view=View.of(config, length),
+            view=View.of(config, length, self._pinned),
             kv_dtype=str(self._cache.numbers).removeprefix("torch."),
             kv_bytes=self._cache.bytes_of(length),
             kv_bytes_full=full_cache_bytes(config, length, *self._cache.number_bytes),

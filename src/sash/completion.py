@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sash.engine.request import FinishReason, Token
+from sash.explain.audit import Audit
+from sash.explain.reach import cone
 from sash.network.config import ModelConfig
 
 
@@ -21,6 +25,7 @@ class View:
         out_of_reach: tokens that no path of layers can carry to it.
         windowed_layers: how many layers have a window; the others see all.
         window: the largest window; None where no layer has one.
+        held: tokens that the smallest window lost and that pins hold in sight of its layers.
     """
 
     length: int
@@ -30,31 +35,51 @@ class View:
     out_of_reach: int
     windowed_layers: int
     window: int | None
+    held: int = 0
 
     @staticmethod
-    def of(config: ModelConfig, length: int) -> View:
+    def of(config: ModelConfig, length: int, pinned: Sequence[int] = ()) -> View:
         """The view from the end of a sequence of `length` tokens.
+
+        `pinned` are the positions that are flagged to stay, where the patterns pin by flag.
 
         A pin is read by every later token, so it is never out of reach; neither is anything that a pin has seen,
         which the first positions' own past makes nothing.
         """
-        full = any(window is None for window in config.windows)
-        back = max(pattern.reach_back or 0 for pattern in config.patterns)
-        direct = length if full else min(length, back + 1)
+        by_flag = any(pattern.pin_by == "flag" for pattern in config.patterns)
+        flagged = sorted(at for at in pinned if at < length) if by_flag else []
+        counts = _counts_by_flag(config, length, flagged) if by_flag else _counts(config, length)
+        backs = [pattern.reach_back or 0 for pattern in config.patterns if pattern.window is not None]
+        outside = max(0, length - 1 - min(backs)) if backs else 0
         pins = max(pattern.pins for pattern in config.patterns)
-        pinned = min(pins, length - direct)
-        reach = config.reach
-        reached = length if reach is None else min(length, reach + 1)
-        relayed = max(0, reached - direct - max(0, pinned - (length - reached)))
         return View(
             length=length,
-            direct=direct,
-            pinned=pinned,
-            relayed=relayed,
-            out_of_reach=length - direct - pinned - relayed,
+            direct=counts[0],
+            pinned=counts[1],
+            relayed=counts[2],
+            out_of_reach=length - sum(counts),
             windowed_layers=sum(window is not None for window in config.windows),
             window=config.window,
+            held=bisect_left(flagged, outside) if by_flag else min(pins, outside),
         )
+
+
+def _counts(config: ModelConfig, length: int) -> tuple[int, int, int]:
+    """Tokens that are direct, pinned and relayed, where the first are pinned."""
+    full = any(window is None for window in config.windows)
+    back = max(pattern.reach_back or 0 for pattern in config.patterns)
+    direct = length if full else min(length, back + 1)
+    pinned = min(max(pattern.pins for pattern in config.patterns), length - direct)
+    reached = length if config.reach is None else min(length, config.reach + 1)
+    return direct, pinned, max(0, reached - direct - max(0, pinned - (length - reached)))
+
+
+def _counts_by_flag(config: ModelConfig, length: int, flagged: list[int]) -> tuple[int, int, int]:
+    """The same where some are flagged: what such a token has seen is relayed by it ever after."""
+    if not length:
+        return 0, 0, 0
+    counts = cone(config.patterns, length, pinned_positions=flagged).counts()
+    return counts["direct"], counts["pinned"], counts["relay"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +135,7 @@ class Completion:
         finish_reason: "stop" (end of text, or a stop string), "length" (max_tokens), "cancelled" or "error".
         logprobs: of each token written, with alternatives, if asked for.
         stats: how it was made.
+        audit: what the first and the last token written could know of the parts of the prompt, if asked for.
     """
 
     text: str
@@ -117,6 +143,7 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[Token, ...] | None
     stats: Statistics
+    audit: tuple[Audit, Audit] | None = None
 
 
 def full_cache_bytes(config: ModelConfig, length: int, itemsize: int, scale_bytes: int = 0) -> int:

@@ -1,7 +1,8 @@
 """A chat that reads only what is new: turns go into one open session, as long as the template lets them.
 
 A rolling buffer cannot be cut back, so what changes the past (`retry`, `undo`, another system prompt) makes the next
-turn read the whole conversation again; so does a template that renders earlier turns differently later on.
+turn read the whole conversation again; so does a template that renders earlier turns differently later on, and a pin
+on what was read without one. What is pinned stays visible however long the conversation becomes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from sash.completion import Completion
 from sash.errors import UsageError
 from sash.sampling import SamplingParams
 from sash.session import Session, Stream
+from sash.text.pins import Contract
 from sash.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ class Conversation:
         messages: the conversation so far, each {"role": ..., "content": ...}.
         session: what has read it; None until the next turn reads it (again).
         read_anew: tokens that the last turn had to read.
+        contract, room: what is pinned, and how many tokens may be.
+        pinned: positions of the rendered conversation that are.
     """
 
     def __init__(
@@ -34,12 +38,17 @@ class Conversation:
         *,
         system: str | None = None,
         safe_prompt: bool = False,
+        contract: Contract | None = None,
+        room: int = 0,
     ) -> None:
+        """`contract` says what is pinned, in sessions that are opened with `room` for so many tokens."""
         self._open_session, self._tokenizer = open_session, tokenizer
+        self.contract, self.room = contract or Contract(), room
         self.safe_prompt = safe_prompt
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         self.session: Session | None = None
         self.read_anew = 0
+        self.pinned: tuple[range, ...] = ()
         self._ended: int | None = None
 
     @property
@@ -88,19 +97,10 @@ class Conversation:
 
         Raises:
             TokenizerError: the model has no chat template, or it refuses the message.
+            PinsError: more is to be pinned than the contract's budget; the conversation is as before.
         """
         turn = [*self.messages, {"role": "user", "content": text}]
-        prompt = self._tokenizer.encode_chat(turn, safe_prompt=self.safe_prompt)
-        fresh = self._new_tokens(prompt)
-        if self.session is None or fresh is None:
-            self.session, fresh = self._open_session(), prompt
-        session = self.session
-        self.read_anew = len(fresh)
-        try:
-            session.feed(fresh, progress)
-        except BaseException:
-            self.session = None
-            raise
+        session = self._read(turn, progress)
         self.messages = turn
         stream = session.stream(params, cancelled, continues=False)
         answered = False
@@ -132,6 +132,36 @@ class Conversation:
 
         return Stream(pieces(), completion, close)
 
+    def _read(self, turn: list[dict[str, str]], progress: Callable[[int], None] | None) -> Session:
+        """The session, once it has read all of `turn`."""
+        prompt = self._tokenizer.encode_chat(turn, safe_prompt=self.safe_prompt)
+        fresh = self._new_tokens(prompt)
+        pins = self._chosen(prompt, turn)
+        known = 0 if fresh is None else len(prompt) - len(fresh)
+        if _before(pins, known) != _before(self.pinned, known):
+            logger.info("what is pinned of earlier turns is different now: reading them again")
+            fresh = None
+        if self.session is None or fresh is None:
+            self.session, fresh = self._open_session(), prompt
+        session, start = self.session, len(prompt) - len(fresh)
+        self.read_anew = len(fresh)
+        try:
+            session.feed(
+                fresh, progress, pins=[range(max(0, p.start - start), p.stop - start) for p in pins if p.stop > start]
+            )
+            self.pinned = pins
+        except BaseException:
+            self.session = None
+            raise
+        return session
+
+    def _chosen(self, prompt: list[int], turn: list[dict[str, str]]) -> tuple[range, ...]:
+        """What the contract pins of a conversation that was rendered so."""
+        if not self.contract:
+            return ()
+        chosen = self.contract.choose(self._tokenizer, prompt, turn, strict=False, safe_prompt=self.safe_prompt)
+        return self.contract.fit(chosen, self.room)
+
     def _new_tokens(self, prompt: list[int]) -> list[int] | None:
         """What `prompt` adds to what the session has read; None if the session has to begin anew.
 
@@ -148,3 +178,7 @@ class Conversation:
         if fresh and fresh[0] == self._ended:
             fresh = fresh[1:]
         return fresh
+
+
+def _before(spans: tuple[range, ...], end: int) -> set[int]:
+    return {at for span in spans for at in span if at < end}

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
 
 import torch
 
 from sash.answer import Answer
 from sash.completion import Completion, View
 from sash.engine.engine import Engine
-from sash.engine.request import Request
-from sash.errors import EmptyPromptError, UsageError
+from sash.engine.request import Request, Sequence
+from sash.errors import EmptyPromptError, PinsError, UsageError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
+from sash.network.config import ModelConfig
 from sash.network.packed import Network
 from sash.sampling import SamplingParams, SeenTokens
+from sash.text.pins import runs_of
 from sash.text.tokenizer import Tokenizer
 
 
@@ -55,7 +58,13 @@ class Session:
         self._row = cache.allocate()
         self._unread: list[int] = []
         self._seen = SeenTokens()
+        self._pinned: set[int] = set()
         self.tokens = 0
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model that reads, with its windows and its room for pins."""
+        return self._cache.config
 
     @property
     def nbytes(self) -> int:
@@ -65,23 +74,38 @@ class Session:
     @property
     def view(self) -> View:
         """What the last token can see."""
-        return View.of(self._cache.config, self.tokens)
+        return View.of(self._cache.config, self.tokens, self.pinned)
 
-    def feed(self, text: str | list[int], progress: Callable[[int], None] | None = None) -> int:
+    @property
+    def pinned(self) -> tuple[int, ...]:
+        """Positions that were flagged to stay visible."""
+        return tuple(sorted(self._pinned))
+
+    def feed(
+        self,
+        text: str | list[int],
+        progress: Callable[[int], None] | None = None,
+        *,
+        pins: bool | Many[range] = False,
+    ) -> int:
         """Read on.
 
         Args:
             text: text, encoded by itself (with the model's begin-of-text id if nothing was fed before), or token ids.
             progress: called with the number of tokens read after each chunk.
+            pins: whether all of it stays visible to every later token, or which of its tokens, counted from 0; the
+                session must have been opened with room for them.
 
         Returns:
             How many tokens it was.
 
         Raises:
             UsageError: a token id that the model does not have.
+            PinsError: more pins than there is room for; nothing was read.
         """
         ids = self._tokenizer.encode(text, bos=self.tokens == 0) if isinstance(text, str) else list(text)
         check_ids(ids, self._decoder.config.vocab_size)
+        self._pin(pins if not isinstance(pins, bool) else [range(len(ids))] if pins else [], len(ids))
         self._unread += ids
         self.tokens += len(ids)
         self._seen.extend(ids)
@@ -93,9 +117,25 @@ class Session:
                 progress(count)
         return len(ids)
 
+    def _pin(self, spans: Many[range], n_tokens: int) -> None:
+        """Flag some of the next `n_tokens` tokens."""
+        if any(span.start < 0 or span.stop > n_tokens for span in spans):
+            raise PinsError(f"only tokens that are fed can be pinned, 0 to {n_tokens - 1}")
+        wanted = self._pinned.union(*(range(self.tokens + span.start, self.tokens + span.stop) for span in spans))
+        room = pin_room(self._cache.config)
+        if len(wanted) > room:
+            raise PinsError(
+                f"{len(wanted):,} tokens would be pinned, and the session has room for {room:,}: open one with more,"
+                " lm.session(pins=N)"
+            )
+        self._pinned = wanted
+
     @torch.inference_mode()
     def _read(self, ids: list[int]) -> None:
-        batch = Batch.pack([ids], [self._cache.lengths[self._row]], [self._row], device=self._cache.device)
+        first = self._cache.lengths[self._row]
+        flags = [at in self._pinned for at in range(first, first + len(ids))]
+        pinned = [flags] if any(flags) else None
+        batch = Batch.pack([ids], [first], [self._row], pinned=pinned, device=self._cache.device)
         self._decoder(batch, self._cache)
 
     def stream(
@@ -117,19 +157,11 @@ class Session:
         """
         if not self._unread:
             raise EmptyPromptError("the session has read nothing yet: feed it some text first")
-        params = params or SamplingParams()
-        request = Request(
-            prompt_ids=tuple(self._unread),
-            params=params,
-            stop_ids=self._tokenizer.eos_ids,
-            row=self._row,
-            position=self._cache.lengths[self._row],
-            keep_row=True,
-            seen=self._seen,
-        )
-        engine = Engine(self._decoder, self._cache, chunk=self._chunk, rows=[])
-        sequence = engine.submit(request)
-        answer = Answer(sequence, self._tokenizer, self._cache, stop=params.stop, continues=continues)
+        sequence, engine = self._submit(params or SamplingParams())
+        stop = sequence.request.params.stop
+        answer = Answer(
+            sequence, self._tokenizer, self._cache, stop=stop, continues=continues, pinned=self.pinned
+        )  # fmt: skip
 
         def settle() -> None:
             if sequence.finish_reason is None:
@@ -156,6 +188,22 @@ class Session:
 
         return Stream(pieces(), answer.completion, settle)
 
+    def _submit(self, params: SamplingParams) -> tuple[Sequence, Engine]:
+        """A request that goes on where the session is."""
+        first = self._cache.lengths[self._row]
+        request = Request(
+            prompt_ids=tuple(self._unread),
+            params=params,
+            stop_ids=self._tokenizer.eos_ids,
+            row=self._row,
+            position=first,
+            keep_row=True,
+            seen=self._seen,
+            pins=runs_of([at - first for at in range(first, first + len(self._unread)) if at in self._pinned]),
+        )
+        engine = Engine(self._decoder, self._cache, chunk=self._chunk, rows=[])
+        return engine.submit(request), engine
+
     def _note(self, token_id: int | None) -> None:
         if token_id is not None:
             self._unread = [token_id]
@@ -174,10 +222,15 @@ class Session:
         cache = KVCache(config, 1, self._cache.dtype, self._cache.device, self._cache.kv)
         twin = Session(self._decoder, self._tokenizer, cache, chunk=self._chunk)
         cache.copy_row(twin._row, self._cache, self._row)
-        twin._unread = list(self._unread)
+        twin._unread, twin._pinned = list(self._unread), set(self._pinned)
         twin._seen.extend(self._seen.ids.tolist())
         twin.tokens = self.tokens
         return twin
+
+
+def pin_room(config: ModelConfig) -> int:
+    """Tokens that a model lets flag as pins; 0 where it pins the first of a sequence, or none."""
+    return max(pattern.pins if pattern.pin_by == "flag" else 0 for pattern in config.patterns)
 
 
 def check_ids(ids: list[int], vocab_size: int) -> None:

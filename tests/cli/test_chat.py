@@ -218,8 +218,11 @@ def test_an_instruction_that_slides_out_is_told_of_once(chat: Any, windowed_mode
     _, _, err = chat("Hello", "And then?", options=(*GREEDY, "-s", "Be brief."))
     notes = [line for line in err.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1
-    assert notes[0].startswith("note: the system prompt slides out of direct sight in 2 of 2 layers")
-    assert "note: your first message slides out" in chat("Hello")[2]
+    assert notes[0].startswith(
+        "note: “system Be brief.”, of the system prompt, is out of the window of 2 of 2 layers: "
+    )
+    assert "--window" in notes[0]
+    assert "“user Hello”, of the first message, is out of the window" in chat("Hello")[2]
     assert chat("Hello", model=full_model)[2] == ""
 
 
@@ -227,7 +230,7 @@ def test_pins_that_hold_the_instruction_need_no_note(chat: Any, full_model: Path
     flags = (*GREEDY, "--window", "200", "--pins", "150")
     _, _, err = chat("x" * 50, "y" * 150, "/window", model=full_model, options=flags)
     assert "150 pinned" in err or "pinned" in err
-    assert "slides out" not in err
+    assert "out of the window" not in err
 
 
 @pytest.mark.parametrize(
@@ -309,3 +312,16 @@ def test_at_a_terminal(terminal: Callable[..., Any], windowed_model: Path, tmp_p
     assert messages[2]["content"] == "one\ntwo"
     history = (tmp_path / "state" / "sash" / "chat_history").read_text(encoding="utf-8")
     assert "+Hello\n" in history
+
+
+def test_a_pinned_system_prompt_stays_and_needs_no_note(chat: Any, full_model: Path):
+    flags = (*GREEDY, "--window", "60", "-s", "Be brief.", "--pin", "system", "--pin-budget", "40", "--stats")
+    code, _, err = chat("x" * 50, "y" * 50, "/window", model=full_model, options=flags)
+    assert code == 0
+    assert "20 pinned" in err
+    assert "out of the window" not in err
+    code, _, err = chat("Hello", model=full_model, options=(*GREEDY, "--window", "20", "--pin", "user:1"))
+    assert code == 12
+    assert "budget is 10" in err
+    code, _, err = chat("Hello", model=full_model, options=(*GREEDY, "--pin", "system"))
+    assert (code, "no window" in err) == (12, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -58,7 +59,8 @@ def test_messages_that_are_empty_padded_or_spell_control_tokens(byte_level_metad
     messages = [{"role": "user", "content": content}, *CHAT[2:]]
     ids = tokenizer.encode_chat(messages)
     first, second, third = message_spans(tokenizer, messages)
-    assert first.stop == second.start and second.stop == third.start
+    assert first.stop == second.start
+    assert second.stop == third.start
     assert words(tokenizer, ids, [first]) == [f"<|im_start|>user\n{content}<|im_end|>\n"]
 
 
@@ -89,9 +91,7 @@ def test_the_same_words_twice_are_told_apart(byte_level_metadata: dict[str, Any]
 def test_a_message_without_text_gets_what_is_left(byte_tokenizer: Tokenizer):
     class Calls(type(byte_tokenizer)):  # type: ignore[misc]
         def encode_chat(self, messages, **options):  # type: ignore[no-untyped-def]
-            return super().encode_chat(
-                [{**m, "content": m["content"] or "[call]"} for m in messages], **options
-            )
+            return super().encode_chat([{**m, "content": m["content"] or "[call]"} for m in messages], **options)
 
     tokenizer = Calls()
     messages = [CHAT[1], {"role": "assistant", "content": None}, CHAT[3]]
@@ -124,11 +124,12 @@ def test_sentences_end_at_points_empty_lines_and_control_tokens(byte_tokenizer: 
     assert [passage.text for passage in found] == [
         "Be brief!", 'He said "Go."', "Then he went.", "A title", "The end", "More",
     ]  # fmt: skip
-    assert all(a.span.stop <= b.span.start for a, b in zip(found, found[1:], strict=False))
+    assert all(a.span.stop <= b.span.start for a, b in itertools.pairwise(found))
     inside = sentences(byte_tokenizer, ids, within=found[2].span)
     assert inside == [found[2]]
 
 
 def test_long_sentences_are_shown_in_part(byte_tokenizer: Tokenizer):
     (passage,) = sentences(byte_tokenizer, byte_tokenizer.encode("word " * 40))
-    assert len(passage.text) == 60 and passage.text.endswith("…")
+    assert len(passage.text) == 60
+    assert passage.text.endswith("…")

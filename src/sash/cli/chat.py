@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sash.cli import model_options as options
+from sash.cli import pin_options
 from sash.cli.chat_commands import COMMANDS, AnyTalk, Leave, run_command
 from sash.cli.chat_input import plain_messages, terminal_messages, unfenced
 from sash.cli.remote_talk import RemoteTalk
@@ -57,6 +58,9 @@ def command(
     safe_prompt: options.SafePrompt = False,
     window: options.Window = None,
     pins: options.Pins = "0",
+    pin: pin_options.Pin = None,
+    pin_budget: pin_options.Budget = None,
+    pin_overflow: pin_options.PinOverflow = "error",
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     weights: options.Weights = "auto",
@@ -79,14 +83,17 @@ def command(
     size, n_pins = options.parse_view(window, pins)
     how: dict[str, Any] = {"window": size, "pins": n_pins, "system": system, "safe_prompt": safe_prompt}
     how["show_stats"] = stats
+    watched = pin_options.Watched.of(pin, pin_budget, pin_overflow)
     talk: AnyTalk
     loading = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv, "weights": weights}
     if is_url(model):
         options.check_unsaid(loading)
+        watched.check_local()
         talk = RemoteTalk(Server(model, api_key), params, **how)
         greeting = f"{talk.server.model} at {talk.server.url}"
     else:
-        talk = Talk(options.load_lm(model, **loading), params, **how)  # type: ignore[arg-type]
+        lm = options.load_lm(model, **loading)  # type: ignore[arg-type]
+        talk = Talk(lm, params, **how, contract=watched.contract)
         ablation = ablation_note(talk.lm.config)
         if ablation is not None:
             typer.echo(f"note: {ablation}", err=True)

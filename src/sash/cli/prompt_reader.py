@@ -6,17 +6,22 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sash.cli.instruction_words import HEAD, Instruction, leaving_note, of_marks, of_messages
 from sash.cli.interrupt import Interrupt
 from sash.cli.live_text import check_file, joined, read_pieces
 from sash.cli.live_tokens import encode_chat_live, encode_live
 from sash.cli.reading_bar import ReadingBar
 from sash.cli.window_words import limit
 from sash.errors import EmptyPromptError, PromptOverflowError, UnsupportedError, UsageError
+from sash.explain.audit import Audit, audit
+from sash.explain.prompt_parts import marked_parts, prompt_parts
 
 if TYPE_CHECKING:
+    from sash.cli.pin_options import Watched
+    from sash.explain.audit import Part
     from sash.lm import LM
     from sash.network.config import ModelConfig
     from sash.session import Session
@@ -107,8 +112,29 @@ class Prompt:
         pieces = self.pieces(chat=chat, interrupt=interrupt)
         if not chat:
             return encode_live(tokenizer, pieces)
-        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return encode_chat_live(tokenizer, messages, pieces, safe_prompt=self.safe_prompt)
+        return encode_chat_live(tokenizer, self.messages(), pieces, safe_prompt=self.safe_prompt)
+
+    def messages(self, text: str | None = None) -> list[dict[str, str]]:
+        """The conversation that it is: the system prompt, if any, and `text`, if given, as the user's message."""
+        begun = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return begun if text is None else [*begun, {"role": "user", "content": text}]
+
+    def whole(
+        self, tokenizer: Tokenizer, *, chat: bool, interrupt: Interrupt
+    ) -> tuple[list[int], list[dict[str, str]]]:
+        """All of its tokens, and the conversation that they render; no messages for plain text."""
+        text = "".join(self.pieces(chat=chat, interrupt=interrupt))
+        if not chat:
+            return tokenizer.encode(text), []
+        messages = self.messages(text)
+        return tokenizer.encode_chat(messages, safe_prompt=self.safe_prompt), messages
+
+    def instructions(self, tokenizer: Tokenizer, head: Sequence[int], *, chat: bool) -> list[Instruction]:
+        """What is to be followed: the system prompt, or else the message; of plain text nothing says what."""
+        if not chat:
+            return []
+        found = of_messages(tokenizer, head, self.messages("?"), safe_prompt=self.safe_prompt)
+        return [] if found is None else [found]
 
 
 @dataclass(slots=True)
@@ -119,21 +145,44 @@ class Reading:
         session: that has read it.
         began, ended: when the reading began, and when the input had ended; seconds of `time.perf_counter`.
         seconds: spent in the network.
+        head: the first tokens.
+        parts: what an audit is to tell of.
+        marks: what the user marked as instructions.
     """
 
     session: Session
     began: float = 0.0
     ended: float = 0.0
     seconds: float = 0.0
+    head: list[int] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    marks: list[Instruction] = field(default_factory=list)
 
-    def feed(self, ids: list[int], progress: Callable[[int], None]) -> None:
+    def feed(self, ids: list[int], progress: Callable[[int], None], pins: Sequence[range] = ()) -> None:
         """Read on."""
         start = time.perf_counter()
-        self.session.feed(ids, progress)
+        if len(self.head) < HEAD:
+            self.head += ids[: HEAD - len(self.head)]
+        if pins:
+            self.session.feed(ids, progress, pins=pins)
+        else:
+            self.session.feed(ids, progress)
         self.seconds += time.perf_counter() - start
 
+    def audit(self, position: int) -> Audit:
+        """What the token written at `position` could know of `parts`."""
+        return audit(self.session.config.patterns, position, self.parts, pinned_positions=self.session.pinned)
 
-def read(lm: LM, prompt: Prompt, *, chat: bool, may_slide: bool, interrupt: Interrupt) -> Reading:
+    def leaving(self, instructions: Sequence[Instruction]) -> str | None:
+        """A word about the first of `instructions` that is not all in sight of what is written next."""
+        session = self.session
+        notes = (leaving_note(session.config, one, session.tokens, session.pinned) for one in instructions)
+        return next((note for note in notes if note is not None), None)
+
+
+def read(
+    lm: LM, prompt: Prompt, *, chat: bool, may_slide: bool, interrupt: Interrupt, watched: Watched | None = None
+) -> Reading:
     """Read a prompt into a fresh session, as it arrives.
 
     Args:
@@ -142,14 +191,24 @@ def read(lm: LM, prompt: Prompt, *, chat: bool, may_slide: bool, interrupt: Inte
         chat: see `Prompt.is_chat`.
         may_slide: whether the prompt may be longer than the window.
         interrupt: asked between two chunks.
+        watched: what is pinned and audited of it.
 
     Raises:
         PromptOverflowError: longer than the window, where it may not be; nothing was read.
+        PinsError, UsageError: what is to be pinned cannot be; nothing was read.
         KeyboardInterrupt: Ctrl-C was pressed; the session is whole.
     """
-    parts = prompt.token_ids(lm.tokenizer, chat=chat, interrupt=interrupt)
-    reading = Reading(lm.session(), began=time.perf_counter())
+    pins: tuple[range, ...] = ()
     total = None
+    if watched is not None and watched.whole:
+        ids, messages = prompt.whole(lm.tokenizer, chat=chat, interrupt=interrupt)
+        pins = _pins(lm, watched, ids, messages, prompt)
+        reading = Reading(lm.session(pins=sum(map(len, pins))), began=time.perf_counter())
+        _mark(reading, lm, watched, ids, messages, prompt)
+        parts = iter([ids])
+    else:
+        parts = prompt.token_ids(lm.tokenizer, chat=chat, interrupt=interrupt)
+        reading = Reading(lm.session(), began=time.perf_counter())
     if not may_slide:
         parts = iter([_within(parts, lm.config)])
     if not may_slide or (prompt.size is not None and prompt.size <= KNOWN_BYTES):
@@ -165,8 +224,28 @@ def read(lm: LM, prompt: Prompt, *, chat: bool, may_slide: bool, interrupt: Inte
         for ids in parts:
             reading.ended = time.perf_counter()
             if ids:
-                reading.feed(ids, progress)
+                reading.feed(ids, progress, pins)
     return reading
+
+
+def _pins(
+    lm: LM, watched: Watched, ids: list[int], messages: list[dict[str, str]], prompt: Prompt
+) -> tuple[range, ...]:
+    contract = watched.holding(max(pattern.pins for pattern in lm.config.patterns))
+    if not contract:
+        return ()
+    room = contract.room(lm.config.windows)
+    return contract.fit(contract.choose(lm.tokenizer, ids, messages or None, safe_prompt=prompt.safe_prompt), room)
+
+
+def _mark(
+    reading: Reading, lm: LM, watched: Watched, ids: list[int], messages: list[dict[str, str]], prompt: Prompt
+) -> None:
+    """Note the parts that are told of."""
+    if watched.marks:
+        reading.marks = of_marks(lm.tokenizer, ids, marked_parts(lm.tokenizer, ids, watched.marks))
+    if watched.audit:
+        reading.parts = prompt_parts(lm.tokenizer, ids, messages or None, safe_prompt=prompt.safe_prompt)
 
 
 def _within(parts: Iterator[list[int]], config: ModelConfig) -> list[int]:

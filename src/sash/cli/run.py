@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sash.cli import model_options as options
+from sash.cli import pin_options
 from sash.cli.answer_account import draw_account, logprobs_json
 from sash.cli.interrupt import Interrupt
+from sash.cli.pin_options import Watched
 from sash.cli.prompt_reader import Prompt, Reading, read
 from sash.cli.remote_run import Asked, run_at
 from sash.cli.remote_talk import window_field
@@ -20,6 +22,7 @@ from sash.cli.server_client import Server
 from sash.cli.talk import show
 from sash.cli.window_words import overflow_note, window_json
 from sash.errors import UsageError
+from sash.explain.audit import Audit, draw_audit
 
 if TYPE_CHECKING:
     from sash.completion import Completion
@@ -39,6 +42,7 @@ class Answered:
         params: how it was sampled.
         chat: whether the prompt went through the chat format.
         after_input: seconds from the end of the input to the first token.
+        audit: what the first and the last token written could know of the prompt, if asked for.
     """
 
     lm: LM
@@ -46,10 +50,12 @@ class Answered:
     params: SamplingParams
     chat: bool
     after_input: float
+    audit: tuple[Audit, Audit] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         done = self.completion
+        audits = None if self.audit is None else dict(zip(("first", "last"), self.audit, strict=True))
         return {
             "model": self.lm.name,
             "text": done.text,
@@ -61,6 +67,7 @@ class Answered:
             "dtype": str(self.lm.dtype).removeprefix("torch."),
             "window": window_json(self.lm.config, done.stats.view),
             "stats": done.stats.to_json() | {"first_token_after_input_seconds": self.after_input},
+            **({} if audits is None else {"audit": {name: one.to_json() for name, one in audits.items()}}),
         }
 
 
@@ -83,27 +90,52 @@ def write(
         first_token_seconds=began - reading.began + completion.stats.first_token_seconds,
     )
     after_input = began - reading.ended + completion.stats.first_token_seconds
+    last = n_prompt + max(0, len(completion.token_ids) - 1)
     return Answered(
-        lm=lm, completion=replace(completion, stats=stats), params=params, chat=chat, after_input=after_input
+        lm=lm,
+        completion=replace(completion, stats=stats),
+        params=params,
+        chat=chat,
+        after_input=after_input,
+        audit=(reading.audit(n_prompt), reading.audit(last)) if reading.parts else None,
     )
 
 
-def answer(lm: LM, prompt: Prompt, params: SamplingParams, *, may_slide: bool, as_json: bool, show_stats: bool) -> int:
+def answer(
+    lm: LM,
+    prompt: Prompt,
+    params: SamplingParams,
+    *,
+    may_slide: bool,
+    as_json: bool,
+    show_stats: bool,
+    watched: Watched | None = None,
+) -> int:
     """Read, write and report; the exit code."""
     chat = prompt.is_chat(lm.tokenizer, lm.name)
     with Interrupt() as interrupt:
-        reading = read(lm, prompt, chat=chat, may_slide=may_slide, interrupt=interrupt)
-        note = overflow_note(lm.config, reading.session.tokens)
-        if note is not None:
-            typer.echo(f"note: {note}", err=True)
+        reading = read(lm, prompt, chat=chat, may_slide=may_slide, interrupt=interrupt, watched=watched)
+        _tell(overflow_note(lm.config, reading.session.tokens))
+        instructions = reading.marks or prompt.instructions(lm.tokenizer, reading.head, chat=chat)
+        warned = _tell(reading.leaving(instructions))
         answered = write(lm, reading, params, chat=chat, show_text=not as_json, interrupt=interrupt)
+    if not warned:
+        _tell(reading.leaving(instructions))
     completion = answered.completion
     if as_json:
         typer.echo(json.dumps(answered.to_json(), ensure_ascii=False, indent=2))
+    elif answered.audit is not None:
+        typer.echo(draw_audit(*answered.audit), err=True)
     if show_stats:
         awaited = answered.after_input if prompt.size is None else None
         typer.echo(draw_account(lm.config, completion.stats, completion.finish_reason, awaited), err=True)
     return INTERRUPTED if interrupt.requested else 0
+
+
+def _tell(note: str | None) -> bool:
+    if note is not None:
+        typer.echo(f"note: {note}", err=True)
+    return note is not None
 
 
 Name = Annotated[str | None, typer.Argument(metavar="MODEL", help="A model's name, folder or GGUF file.")]
@@ -141,6 +173,12 @@ def command(
     chat: AsChat = None,
     window: options.Window = None,
     pins: options.Pins = "0",
+    pin: pin_options.Pin = None,
+    pin_budget: pin_options.Budget = None,
+    pin_overflow: pin_options.PinOverflow = "error",
+    instruction: pin_options.Instruction = None,
+    mark: pin_options.Mark = None,
+    audit: pin_options.Audit = False,
     chunk: options.Chunk = "512",
     overflow: Overflow = "slide",
     dtype: options.Dtype = None,
@@ -167,6 +205,7 @@ def command(
         repetition_penalty=repetition_penalty, seed=seed, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos,
     )  # fmt: skip
     size, n_pins = options.parse_view(window, pins)
+    watched = Watched.of(pin, pin_budget, pin_overflow, instruction, mark, audit)
     if server is not None and prompt is None:
         model, prompt = None, model
     files = file or ([] if prompt is not None or sys.stdin.isatty() else ["-"])
@@ -174,13 +213,14 @@ def command(
     loading = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv, "weights": weights}
     if server is not None:
         options.check_unsaid(loading)
+        watched.check_local()
         field = window_field(size, n_pins, may_slide=may_slide)
         asked = Asked(model=model, window=field, as_json=as_json, show_stats=stats)
         return run_at(Server(server, api_key), given, params, asked)
     if model is None:
         raise UsageError("name a MODEL: `sash ls` lists those that are here")
     lm = options.load_lm(model, window=window, pins=pins, **loading)  # type: ignore[arg-type]
-    return answer(lm, given, params, may_slide=may_slide, as_json=as_json, show_stats=stats)
+    return answer(lm, given, params, may_slide=may_slide, as_json=as_json, show_stats=stats, watched=watched)
 
 
 def _may_slide(overflow: str) -> bool:

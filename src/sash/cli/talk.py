@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from sash.cli.answer_account import draw_account
+from sash.cli.instruction_words import leaving_note, of_messages
 from sash.cli.interrupt import Interrupt
 from sash.cli.reading_bar import ReadingBar
 from sash.cli.window_words import ablation_note, slid_out, view_words, windows_by_layer
 from sash.errors import UnsupportedError
+from sash.text.pins import Contract
 
 if TYPE_CHECKING:
     from sash.completion import Completion
+    from sash.conversation import Conversation
     from sash.lm import LM
     from sash.sampling import SamplingParams
     from sash.session import Stream
@@ -55,8 +58,11 @@ class Talk:
         system: str | None = None,
         safe_prompt: bool = False,
         show_stats: bool = False,
+        contract: Contract | None = None,
     ) -> None:
         """Begins with an `lm` as it was trained, and looks at it through `window` and `pins`.
+
+        `contract` says which messages and passages stay in sight through all turns.
 
         Raises:
             UnsupportedError: the model has no chat template.
@@ -66,10 +72,10 @@ class Talk:
             raise UnsupportedError(
                 f"{lm.name} has no chat template, so it was not taught to answer: use `sash run {lm.name} PROMPT`"
             )
-        self._trained, self._pins = lm, pins
+        self._trained, self._pins, self._contract = lm, pins, contract or Contract()
         self.lm = lm.with_window(window, pins)
         self.params, self.show_stats = params, show_stats
-        self.conversation = self.lm.conversation(system, safe_prompt=safe_prompt)
+        self.conversation = self._begin(self._contract, safe_prompt, system)
         self.account: str | None = None
         self._answers = 0
         self._warned = False
@@ -80,12 +86,23 @@ class Talk:
         Raises:
             WindowError, PinsError: a window that cannot be, or that is smaller than the pins.
         """
-        pins = self._pins if window != "full" else 0
-        self.lm = self._trained.with_window(window, pins)
-        before = self.conversation
-        self.conversation = self.lm.conversation(safe_prompt=before.safe_prompt)
+        pins, contract = (self._pins, self._contract) if window != "full" else (0, Contract())
+        lm, before = self._trained.with_window(window, pins), self.conversation
+        contract.check(lm.config.windows)
+        self.lm = lm
+        self.conversation = self._begin(contract, before.safe_prompt)
         self.conversation.replace(before.messages)
         self._warned = False
+
+    def _begin(self, contract: Contract, safe_prompt: bool, system: str | None = None) -> Conversation:
+        """An empty conversation that keeps what `contract` says in sight."""
+        return self.lm.conversation(
+            system,
+            safe_prompt=safe_prompt,
+            pins=[pin.words for pin in contract.pins],
+            pin_budget=contract.budget,
+            pin_overflow=contract.overflow,
+        )
 
     def window_lines(self) -> list[str]:
         """The window of every layer, what the conversation shows through it, and its label if it is forced."""
@@ -156,21 +173,11 @@ class Talk:
 
     def _instruction_note(self, length: int) -> str | None:
         """One line once the system prompt, or else the first message, begins to slide out of direct sight."""
-        config = self.lm.config
-        gone = slid_out(config, length)
-        if not gone:
+        talk, tokenizer = self.conversation, self.lm.tokenizer
+        config = self.lm.config if talk.session is None else talk.session.config
+        if not slid_out(config, length) or not talk.messages:
             return None
-        messages = self.conversation.messages
-        first_turn = next((i for i, message in enumerate(messages) if message["role"] == "user"), 0)
-        size = len(self.lm.tokenizer.encode_chat(messages[: first_turn + 1], safe_prompt=self.conversation.safe_prompt))
-        pins = max(pattern.pins for pattern in config.patterns)
-        if size <= pins:
-            return None
-        what = "the system prompt" if self.conversation.system else "your first message"
-        windowed = [pattern.window for pattern in config.patterns if pattern.window is not None]
-        room = min(windowed)
-        keep = f"start with --pins {size} to keep it" if size <= room else "it is longer than the window"
-        return (
-            f"{what} slides out of direct sight in {len(windowed)} of {config.n_layers} layers "
-            f"({gone:,} of {length:,} tokens are out): {keep}, or say it again"
-        )
+        ids = tokenizer.encode_chat(talk.messages, safe_prompt=talk.safe_prompt)
+        instruction = of_messages(tokenizer, ids, talk.messages, safe_prompt=talk.safe_prompt)
+        pinned = () if talk.session is None else talk.session.pinned
+        return None if instruction is None else leaving_note(config, instruction, length, pinned)

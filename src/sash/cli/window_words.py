@@ -86,9 +86,7 @@ def view_words(config: ModelConfig, view: View) -> str:
         first = f"{size:,} of {view.length:,} visible directly in {count} of {config.n_layers} layers"
         rest = [f"{size:,} in {count}" for size, count in others] + ([f"all in {full}"] if full else [])
         words = [", ".join([first, *rest])]
-    pins = max(pattern.pins for pattern in config.patterns)
-    held = max(0, min(pins, view.length - min(sizes)))
-    words += [f"{held:,} pinned"] if held else []
+    words += [f"{view.held:,} pinned"] if view.held else []
     words += [f"{view.relayed:,} only through deeper layers"] if view.relayed else []
     words += [f"{view.out_of_reach:,} out of reach"] if view.out_of_reach else []
     return "; ".join(words)

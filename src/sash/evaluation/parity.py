@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from sash.checkpoint import open_checkpoint
 from sash.errors import EmptyPromptError, SashError, UnsupportedError
 from sash.evaluation.perplexity import chosen
-from sash.lm import HEAD_ROWS, LM
+from sash.lm import LM
+from sash.reading import HEAD_ROWS
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from sash.errors import EmptyPromptError, UsageError
-from sash.lm import HEAD_ROWS, LM
+from sash.lm import LM
 from sash.network.batch import Batch
+from sash.reading import HEAD_ROWS
 from sash.session import check_ids
 
 Progress = Callable[[int], None]

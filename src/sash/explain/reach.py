@@ -45,6 +45,7 @@ class LayerReach:
         layer: its number, from 1 at the input.
         pattern: who sees whom in it.
         direct: positions that its window shows to the last token.
+        held: positions that it shows to the last token for being pinned or global, in the window or not.
         reached: positions of its input from which something can get to the last token's output.
         through_windows: `reached` as it were without pins and global tokens.
     """
@@ -52,6 +53,7 @@ class LayerReach:
     layer: int
     pattern: AttentionPattern
     direct: Spans
+    held: Spans
     reached: Spans
     through_windows: Spans
 
@@ -163,14 +165,7 @@ def cone(
     >>> seen.layers[-1].reached, seen.classify(190_000), seen.classify(0)  # doctest: +NORMALIZE_WHITESPACE
     (Spans(pairs=((68959, 200000),)), Sight(kind='relay', hops=3), Sight(kind='out', hops=None))
     """
-    if n_tokens < 1:
-        raise UsageError(f"reach needs 1 token or more; got {n_tokens}")
-    if not patterns:
-        raise UsageError("reach needs 1 layer or more")
-    for position in (*global_positions, *pinned_positions):
-        if not 0 <= position < n_tokens:
-            raise UsageError(f"position {position} is not in a sequence of {n_tokens} tokens, which starts at 0")
-    flags = Flagged(n=n_tokens, pinned=Spans.points(pinned_positions), is_global=Spans.points(global_positions))
+    flags = _flagged(patterns, n_tokens, pinned_positions, global_positions)
     last = Spans.points([n_tokens - 1])
     direct = pinned = global_seen = Spans()
     reached = through_windows = last
@@ -179,8 +174,9 @@ def cone(
     for number, pattern in reversed(list(enumerate(patterns, start=1))):
         shown = flags.window_keys(pattern, last)
         direct |= shown
-        pinned |= flags.pin_keys(pattern, last)
-        global_seen |= flags.global_keys(pattern, last)
+        pins, globals_ = flags.pin_keys(pattern, last), flags.global_keys(pattern, last)
+        pinned |= pins
+        global_seen |= globals_
         reached = flags.keys(pattern, reached)
         through_windows = flags.window_keys(replace(pattern, pins=0), through_windows)
         at_most = [
@@ -188,7 +184,14 @@ def cone(
             *(a | flags.keys(pattern, b) for a, b in zip([*at_most[1:], at_most[-1]], at_most, strict=True)),
         ]
         layers.append(
-            LayerReach(layer=number, pattern=pattern, direct=shown, reached=reached, through_windows=through_windows)
+            LayerReach(
+                layer=number,
+                pattern=pattern,
+                direct=shown,
+                held=pins | globals_,
+                reached=reached,
+                through_windows=through_windows,
+            )
         )
     hops = [last, *(more - fewer for fewer, more in pairwise(at_most))]
     while not hops[-1].pairs:
@@ -201,6 +204,18 @@ def cone(
         global_seen=global_seen - direct - pinned,
         hops=tuple(hops),
     )
+
+
+def _flagged(patterns: Sequence[AttentionPattern], n: int, pinned: Sequence[int], is_global: Sequence[int]) -> Flagged:
+    """The sequence with its flags, checked."""
+    if n < 1:
+        raise UsageError(f"reach needs 1 token or more; got {n}")
+    if not patterns:
+        raise UsageError("reach needs 1 layer or more")
+    for position in (*is_global, *pinned):
+        if not 0 <= position < n:
+            raise UsageError(f"position {position} is not in a sequence of {n} tokens, which starts at 0")
+    return Flagged(n=n, pinned=Spans.points(pinned), is_global=Spans.points(is_global))
 
 
 def draw_cone(seen: Cone, labels: Sequence[str] = ()) -> str:

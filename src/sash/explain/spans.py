@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -45,9 +45,15 @@ class Spans:
         return index >= 0 and position < self.pairs[index][1]
 
     def __or__(self, other: Spans) -> Spans:
+        if not other.pairs or self == other:
+            return self
+        if not self.pairs:
+            return other
         return self.of((*self.pairs, *other.pairs))
 
     def __sub__(self, other: Spans) -> Spans:
+        if not other.pairs or not self.pairs:
+            return self
         left: list[tuple[int, int]] = []
         holes = iter((*other.pairs, (0, 0)))
         hole = next(holes)
@@ -68,8 +74,11 @@ class Spans:
         return Spans(tuple((first + by, end + by) for first, end in self.pairs))
 
     def within(self, first: int, end: int) -> Spans:
-        """The positions p with first <= p < end."""
-        return self.of((max(a, first), min(b, end)) for a, b in self.pairs)
+        """The positions p with first <= p < end; in the time that those take."""
+        start = max(0, bisect_right(self.pairs, first, key=lambda pair: pair[0]) - 1)
+        stop = bisect_left(self.pairs, end, key=lambda pair: pair[0])
+        clipped = [(max(a, first), min(b, end)) for a, b in self.pairs[start:stop]]
+        return Spans(tuple(pair for pair in clipped if pair[0] < pair[1]))
 
     def smeared(self, steps: int, stride: int) -> Spans:
         """The positions and all that lie 1 to `steps` strides from them.

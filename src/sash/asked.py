@@ -1,0 +1,97 @@
+"""A prompt with what is asked of it beside an answer: what is pinned, and what is audited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sash.completion import Completion
+from sash.explain.audit import Part, audit
+from sash.explain.prompt_parts import marked_parts, prompt_parts
+from sash.network.config import ModelConfig
+from sash.text.pins import Contract
+from sash.text.tokenizer import Tokenizer
+
+Marks = str | Sequence[str | range]
+"""Parts of a prompt, in the words of `sash.text.pins` or as ranges of positions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A prompt.
+
+    Attributes:
+        ids: its tokens.
+        pins: those that stay visible to all later ones.
+        parts: what an audit tells of; None for no audit.
+    """
+
+    ids: list[int]
+    pins: tuple[range, ...] = ()
+    parts: tuple[Part, ...] | None = None
+
+    @property
+    def pinned(self) -> list[int]:
+        """Positions of the pins."""
+        return [at for span in self.pins for at in span]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What is asked of every prompt of a call.
+
+    Attributes:
+        contract: what is pinned.
+        audit: whether an audit is wanted, of every sentence or of the parts that are named.
+    """
+
+    contract: Contract
+    audit: bool | Marks = False
+
+    @staticmethod
+    def of(pins: Marks, budget: int | None, overflow: str, audit: bool | Marks, config: ModelConfig) -> Wishes:
+        """Checked; the first positions that a model pins anyway are a part of the contract.
+
+        Raises:
+            UsageError, PinsError: what cannot be.
+        """
+        held = max(pattern.pins for pattern in config.patterns)
+        contract = Contract.of(pins, budget=budget, overflow=overflow)
+        return Wishes(contract=replace(contract, first=held) if contract else contract, audit=audit)
+
+    def ask(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        ids: list[int],
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
+    ) -> Asked:
+        """A prompt with its pins and parts; `messages` and `options` are those of `encode_chat`.
+
+        Raises:
+            UsageError: something is named that is not in it.
+            PinsError: more pins than the budget, or pins where no layer has a window.
+        """
+        pins: tuple[range, ...] = ()
+        if self.contract:
+            chosen = self.contract.choose(tokenizer, ids, messages, **options)
+            pins = self.contract.fit(chosen, self.contract.room(config.windows))
+        parts: list[Part] | None = None
+        if self.audit is True:
+            parts = prompt_parts(tokenizer, ids, messages, **options)
+        elif self.audit is not False:
+            marks = [self.audit] if isinstance(self.audit, str) else self.audit
+            parts = marked_parts(tokenizer, ids, marks, messages, **options)
+        return Asked(ids=ids, pins=pins, parts=None if parts is None else tuple(parts))
+
+
+def audited(config: ModelConfig, asked: Asked, completion: Completion) -> Completion:
+    """The completion with its audit, if one was asked for."""
+    if asked.parts is None:
+        return completion
+    first = len(asked.ids)
+    last = first + max(0, len(completion.token_ids) - 1)
+    pair = [audit(config.patterns, at, asked.parts, pinned_positions=asked.pinned) for at in (first, last)]
+    return replace(completion, audit=(pair[0], pair[1]))

@@ -1,0 +1,228 @@
+"""What became of the parts of a prompt: can the token that is written now still see them, and through which layers?
+
+A token that is written at position p is drawn from what the network says at position p - 1. A part of the prompt is
+seen DIRECTLY by it if some layer shows that position the part's keys, through its window or because they are pinned or
+global; it is a RELAY if only other positions, which saw it in layers below, can pass it on; else it is OUT, and no
+change to it can change what is written. All of it follows from the patterns; no model is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+from sash.attention.pattern import AttentionPattern
+from sash.errors import UsageError
+from sash.explain.labels import numbers, table
+from sash.explain.reach import Cone, cone
+from sash.explain.spans import Spans
+
+Verdict = Literal["direct", "relay", "out", "mixed"]
+Part = tuple[str, range]
+"""A part of a prompt: what it is called, and the positions of its tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartAudit:
+    """What a token that is written can know of one part of what was read.
+
+    Attributes:
+        name: of the part.
+        span: positions of its tokens.
+        direct: tokens of it that some layer shows through its window.
+        pinned, global_seen: tokens beyond all windows that some layer shows for being pinned, or global.
+        relay: tokens that only other positions can pass on.
+        out: tokens that nothing leads from.
+        layers: numbers, from 1 at the input, of the layers that show all of it.
+        layers_in_part: of those that show some of it, but not all.
+        hops: the fewest moves from position to position that its nearest and its farthest reached token need; None
+            where nothing of it is reached.
+    """
+
+    name: str
+    span: range
+    direct: int
+    pinned: int
+    global_seen: int
+    relay: int
+    out: int
+    layers: tuple[int, ...]
+    layers_in_part: tuple[int, ...]
+    hops: tuple[int, int] | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What all its tokens are, or "mixed"."""
+        shown = self.direct + self.pinned + self.global_seen
+        counts: dict[Verdict, int] = {"direct": shown, "relay": self.relay, "out": self.out}
+        kinds = [kind for kind, count in counts.items() if count]
+        return kinds[0] if len(kinds) == 1 else "mixed"
+
+    def words(self, n_layers: int) -> str:
+        """The verdict for people.
+
+        >>> audit([AttentionPattern(window=4)] * 3, 20, [("a", range(12, 15))]).parts[0].words(3)
+        'through deeper layers only, 2-3 moves'
+        """
+        shown = self.direct + self.pinned + self.global_seen
+        n_tokens = len(self.span)
+        said = []
+        if shown:
+            why = "pinned" if not self.direct and not self.global_seen else "seen directly"
+            where = "" if shown < n_tokens else f" in {_layers(self.layers, self.layers_in_part, n_layers)}"
+            said.append(why + where)
+        if self.relay:
+            low, high = max(2, self.hops[0]) if self.hops else 2, self.hops[1] if self.hops else 2
+            said.append(f"through deeper layers only, {low if low == high else f'{low}-{high}'} moves")
+        if self.out:
+            said.append("out of reach")
+        counts = [count for count in (shown, self.relay, self.out) if count]
+        if len(said) == 1:
+            return said[0]
+        return "; ".join(
+            f"{count:,} token{'s' if count > 1 else ''} {text}" for count, text in zip(counts, said, strict=True)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields as in the class, and the verdict; `span` as [first, end] positions from 0."""
+        return {
+            "name": self.name,
+            "span": [self.span.start, self.span.stop],
+            "verdict": self.verdict,
+            "direct": self.direct,
+            "pinned": self.pinned,
+            "global": self.global_seen,
+            "relay": self.relay,
+            "out": self.out,
+            "layers": list(self.layers),
+            "layers_in_part": list(self.layers_in_part),
+            "hops": None if self.hops is None else list(self.hops),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What the token written at one position can know of parts of what was read before it.
+
+    Attributes:
+        position: where the token is written; it is drawn from what was said at the position before.
+        n_layers: layers of the model.
+        parts: in the order in which they were given.
+    """
+
+    position: int
+    n_layers: int
+    parts: tuple[PartAudit, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields as in the class."""
+        return {
+            "position": self.position,
+            "n_layers": self.n_layers,
+            "parts": [part.to_json() for part in self.parts],
+        }
+
+
+def audit(
+    patterns: Sequence[AttentionPattern],
+    position: int,
+    parts: Sequence[Part],
+    *,
+    pinned_positions: Sequence[int] = (),
+    global_positions: Sequence[int] = (),
+) -> Audit:
+    """What the token written at `position` can know of each part, exactly; see `PartAudit`.
+
+    Flags at `position` and after are not read: they cannot matter to a causal model. Time grows with layers and parts,
+    not with positions or windows.
+
+    Args:
+        patterns: of the layers, from the input up; all causal.
+        position: 1 or more; tokens 0 to position - 1 were read.
+        parts: none of them empty, none past `position`.
+        pinned_positions, global_positions: flagged tokens.
+
+    Raises:
+        UsageError: a position or part that cannot be, or an encoder's layer.
+
+    >>> window = [AttentionPattern(window=4096)] * 32
+    >>> [part.verdict for part in audit(window, 200_000, [("a", range(9)), ("b", range(196_000, 196_010))]).parts]
+    ['out', 'direct']
+    """
+    if not all(pattern.causal for pattern in patterns):
+        raise UsageError("an audit is of tokens that are written, and an encoder writes none")
+    before = [at for at in pinned_positions if at < position], [at for at in global_positions if at < position]
+    return audit_of(cone(patterns, position, pinned_positions=before[0], global_positions=before[1]), parts)
+
+
+def audit_of(seen: Cone, parts: Sequence[Part]) -> Audit:
+    """What the token that follows the last token of a cone can know of each part; see `audit`.
+
+    Raises:
+        UsageError: a part that was not read.
+    """
+    told = tuple(_part(seen, name, span) for name, span in parts)
+    return Audit(position=seen.n_tokens, n_layers=len(seen.layers), parts=told)
+
+
+def _part(seen: Cone, name: str, span: range) -> PartAudit:
+    if not 0 <= span.start < span.stop <= seen.n_tokens or span.step != 1:
+        raise UsageError(f"tokens {span.start} to {span.stop - 1} are no part of the {seen.n_tokens:,} that were read")
+
+    def among(spans: Spans) -> int:
+        return len(spans.within(span.start, span.stop))
+
+    alike: dict[tuple[Spans, Spans], int] = {}  # layers of one pattern show the same
+    shown: dict[int, int] = {}
+    for layer in reversed(seen.layers):
+        both = layer.direct, layer.held
+        if both not in alike:
+            alike[both] = len(both[0].within(span.start, span.stop) | both[1].within(span.start, span.stop))
+        shown[layer.layer] = alike[both]
+    hops = [count for count, spans in enumerate(seen.hops) if among(spans)]
+    counts = {"direct": among(seen.direct), "pinned": among(seen.pinned), "global_seen": among(seen.global_seen)}
+    out = len(span) - among(seen.layers[-1].reached)
+    return PartAudit(
+        name=name,
+        span=span,
+        relay=len(span) - sum(counts.values()) - out,
+        out=out,
+        layers=tuple(number for number, count in shown.items() if count == len(span)),
+        layers_in_part=tuple(number for number, count in shown.items() if 0 < count < len(span)),
+        hops=(hops[0], hops[-1]) if hops else None,
+        **counts,
+    )
+
+
+def draw_audit(first: Audit, last: Audit) -> str:
+    """A table of the parts, for the first and the last token that was written; like parts side by side share a row.
+
+    Raises:
+        UsageError: audits of different parts.
+    """
+    if [part.name for part in first.parts] != [part.name for part in last.parts]:
+        raise UsageError("two audits can be drawn together if they are of the same parts")
+    pairs = list(zip(first.parts, last.parts, strict=True))
+
+    def state(pair: tuple[PartAudit, PartAudit]) -> tuple[str, ...]:
+        return pair[0].words(first.n_layers), pair[1].words(last.n_layers)
+
+    rows = [["tokens", "part", f"for token {first.position:,}, the first written", f"for {last.position:,}, the last"]]
+    for words, group in groupby(pairs, state):
+        alike = [pair[0] for pair in group]
+        start, stop = alike[0].span.start, alike[-1].span.stop
+        names = [alike[0].name, alike[-1].name]
+        what = names[0] if len(alike) == 1 else f"{names[0]} … {names[1]} ({len(alike)})"
+        same = ["same"] if words[0] == words[1] else [words[1]]
+        rows.append([f"{start:,}-{stop - 1:,}", what, words[0], *same])
+    return "\n".join(table(rows, right=[True, False, False, False]))
+
+
+def _layers(whole: Sequence[int], in_part: Sequence[int], n_layers: int) -> str:
+    if len(whole) == n_layers:
+        return f"all {n_layers} layers"
+    if not whole:
+        return f"no layer whole, in part in {numbers(in_part)} of {n_layers}"
+    return f"layer{'s' if len(whole) > 1 else ''} {numbers(whole)} of {n_layers}"

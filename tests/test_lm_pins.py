@@ -1,0 +1,185 @@
+"""Pins by message, passage and position, and audits, through the object that a user holds."""
+
+from __future__ import annotations
+
+import pytest
+
+from sash.attention.pattern import AttentionPattern
+from sash.completion import View
+from sash.errors import PinsError, UsageError
+from sash.explain.reach import cone
+from sash.lm import LM
+from sash.network.batch import Batch
+from sash.sampling import SamplingParams
+from tests.conftest import ByteTokenizer, small_config, small_decoder
+
+GREEDY = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True}
+INSTRUCTION = "Answer in rhymes."
+TEXT = f"{INSTRUCTION} " + "The quick brown fox jumps over the lazy dog. " * 4
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "How many dogs sleep in the yard, and how many foxes jump? " * 3},
+]
+
+
+def make_lm(*patterns: AttentionPattern, chunk: int = 16) -> LM:
+    layers = list(patterns) or [AttentionPattern(window=30), AttentionPattern(window=20)]
+    config = small_config(layers, vocab_size=259)
+    return LM(small_decoder(config, seed=3), ByteTokenizer(), name="small", chunk=chunk)
+
+
+def expected(lm: LM, ids: list[int], pins: list[range], n: int) -> list[int]:
+    """Greedy tokens by one forward a token, without a cache, over the pattern that pins by flag."""
+    pinned = {at for span in pins for at in span}
+    decoder = small_decoder(lm.config.with_window(None, len(pinned), pin_by="flag"), seed=3)
+    ids = list(ids)
+    for _ in range(n):
+        batch = Batch.pack([ids], pinned=[[at in pinned for at in range(len(ids))]])
+        ids.append(int(decoder.logits(decoder(batch)[-1:])[0].argmax()))
+    return ids[-n:]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+@pytest.mark.parametrize("pins", [f"text:{INSTRUCTION}", [range(3, 9), "text:quick"]])
+def test_pinned_passages_stay_visible_in_every_chunk(pins, chunk: int):
+    lm = make_lm(chunk=chunk)
+    ids = lm.tokenizer.encode(TEXT)
+    spans = [range(1, 18)] if isinstance(pins, str) else [range(3, 9), range(23, 28)]
+    written = lm.generate(TEXT, pins=pins, pin_budget=20, **GREEDY)
+    assert list(written.token_ids) == expected(lm, ids, spans, 8)
+    assert written.stats.view.pinned == sum(map(len, spans))
+    assert list(lm.generate(TEXT, **GREEDY).token_ids) != list(written.token_ids)
+
+
+def test_each_prompt_of_a_batch_has_its_own_pins():
+    lm = make_lm()
+    texts = [TEXT, "Answer in rhymes. " * 5 + TEXT, f"Please. {TEXT}"]
+    together = lm.generate(texts, pins=f"text:{INSTRUCTION}", pin_budget=20, **GREEDY)
+    for text, completion in zip(texts, together, strict=True):
+        alone = lm.generate(text, pins=f"text:{INSTRUCTION}", pin_budget=20, **GREEDY)
+        assert completion.token_ids == alone.token_ids
+        assert completion.stats.view.pinned == len(INSTRUCTION)
+
+
+def test_a_system_prompt_is_pinned_by_its_role():
+    lm = make_lm()
+    ids = lm.tokenizer.encode_chat(CHAT)
+    written = lm.chat(CHAT, pins="system", pin_budget=20, **GREEDY)
+    assert list(written.token_ids) == expected(lm, ids, [range(13)], 8)
+    with pytest.raises(PinsError, match=r"13 tokens .*system: 13.*budget is 10"):
+        lm.chat(CHAT, pins="system", **GREEDY)
+    cut = lm.chat(CHAT, pins="system", pin_overflow="head", **GREEDY)
+    assert list(cut.token_ids) == expected(lm, ids, [range(10)], 8)
+
+
+def test_pins_that_a_model_has_anyway_stay_pinned():
+    pinned = make_lm(AttentionPattern(window=30, pins=4), AttentionPattern(window=20, pins=4))
+    bare = make_lm()
+    ids = bare.tokenizer.encode(TEXT)
+    written = pinned.generate(TEXT, pins=[range(40, 44)], **GREEDY)
+    assert list(written.token_ids) == expected(bare, ids, [range(4), range(40, 44)], 8)
+
+
+def test_without_a_window_there_is_nothing_to_pin():
+    with pytest.raises(PinsError, match="no window"):
+        make_lm(AttentionPattern()).generate(TEXT, pins=[range(4)], **GREEDY)
+    with pytest.raises(UsageError, match="does not say 'Sing'"):
+        make_lm().generate(TEXT, pins="text:Sing", **GREEDY)
+
+
+def test_a_conversation_keeps_its_pins_through_all_turns():
+    lm = make_lm()
+    talk = lm.conversation("Be brief.", pins="system", pin_budget=20)
+    params = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    for question in ("How many dogs sleep?", "And how many foxes jump?", "Why?"):
+        read_before = 0 if talk.session is None else talk.session.tokens
+        history = [*talk.messages, {"role": "user", "content": question}]
+        stream = talk.say(question, params)
+        for _ in stream:
+            pass
+        assert talk.session is not None
+        assert talk.session.pinned == tuple(range(13))
+        assert talk.session.tokens == read_before + talk.read_anew + 6
+        ids = lm.tokenizer.encode_chat(history)
+        if read_before == 0:
+            assert list(stream.completion.token_ids) == expected(lm, ids, [range(13)], 6)
+        assert stream.completion.stats.view.pinned == max(0, min(13, talk.session.tokens - 30))
+    assert talk.read_anew < 20
+    assert talk.session.view.out_of_reach > 0
+
+
+def test_a_pin_on_a_later_message_is_read_in_its_turn_and_one_on_an_answer_again():
+    lm = make_lm()
+    params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+    talk = lm.conversation("Be brief.", pins=["user:2"], pin_budget=20)
+    for question in ("One dog?", "Two?"):
+        for _ in talk.say(question, params):
+            pass
+    assert talk.session is not None
+    assert talk.read_anew < 15
+    assert len(talk.session.pinned) == len("u:Two?") + 1
+    talk = lm.conversation("Be brief.", pins=["assistant:1"], pin_budget=20)
+    for question in ("One dog?", "Two?"):
+        for _ in talk.say(question, params):
+            pass
+    assert talk.read_anew > 25
+
+
+def test_a_session_pins_what_it_is_told_to():
+    lm = make_lm()
+    session = lm.session(pins=20)
+    session.feed(INSTRUCTION, pins=True)
+    session.feed(TEXT[len(INSTRUCTION) :])
+    twin = session.fork()
+    written = session.generate(SamplingParams(**GREEDY))
+    ids = lm.tokenizer.encode(TEXT)
+    assert list(written.token_ids) == expected(lm, ids, [range(18)], 8)
+    assert twin.generate(SamplingParams(**GREEDY)).token_ids == written.token_ids
+    with pytest.raises(PinsError, match="21 tokens would be pinned, and the session has room for 20"):
+        session.feed("abc", pins=True)
+    with pytest.raises(PinsError, match="only tokens that are fed"):
+        session.feed("abc", pins=[range(2, 4)])
+    with pytest.raises(PinsError, match="room for 0"):
+        lm.session().feed("abc", pins=True)
+
+
+def test_the_last_token_fed_can_be_pinned():
+    lm = make_lm()
+    session = lm.session(pins=3)
+    session.feed([9, 8, 7], pins=[range(2, 3)])
+    first = session.generate(SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True))
+    assert session.pinned == (2,)
+    session.feed(lm.tokenizer.encode(TEXT, bos=False))
+    assert session.view.pinned == 1
+    written = session.generate(SamplingParams(**GREEDY))
+    ids = [9, 8, 7, *first.token_ids, *lm.tokenizer.encode(TEXT, bos=False)]
+    assert list(written.token_ids) == expected(lm, ids, [range(2, 3)], 8)
+
+
+def test_an_audit_tells_of_every_sentence_and_of_marked_parts():
+    lm = make_lm()
+    done = lm.generate(TEXT, audit=True, **GREEDY)
+    n_prompt = len(lm.tokenizer.encode(TEXT))
+    assert done.audit is not None
+    first, last = done.audit
+    assert (first.position, last.position) == (n_prompt, n_prompt + 7)
+    assert first.parts[0].name == "“Answer in rhymes.”"
+    assert (first.parts[0].verdict, first.parts[-1].verdict) == ("out", "mixed")
+    pinned = lm.generate(TEXT, pins="text:Answer in rhymes.", pin_budget=20, audit=["text:Answer in rhymes."], **GREEDY)
+    assert [part.verdict for one in pinned.audit for part in one.parts] == ["direct", "direct"]
+    chat = lm.chat(CHAT, audit=True, **GREEDY)
+    assert [part.name for part in chat.audit[0].parts][:2] == [
+        "system: “s:Be brief.”",
+        "user: “u:How many dogs sleep in the yard, and how many foxes jump?”",
+    ]
+    assert lm.generate(TEXT, **GREEDY).audit is None
+
+
+def test_the_view_with_flagged_pins_is_what_the_cone_counts():
+    config = small_config([AttentionPattern(window=6), AttentionPattern(window=4)]).with_window(None, 4, pin_by="flag")
+    for length in (1, 3, 9, 30):
+        pinned = [0, 7, 8, 12]
+        counts = cone(config.patterns, length, pinned_positions=[at for at in pinned if at < length]).counts()
+        view = View.of(config, length, pinned)
+        assert (view.direct, view.pinned) == (counts["direct"], counts["pinned"])
+        assert (view.relayed, view.out_of_reach) == (counts["relay"], counts["out"])
