@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 5
 """How long clients may take to read the end of their answers once all are written."""
+
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep Python for itself: one that tokenises a long prompt must not hold up the engine's steps."""
 
 MEMORY_PART = 0.5
 """Part of the memory that is free after loading which keys and values get, where nothing was said."""
@@ -171,6 +175,7 @@ def run(
         service.start()
         return lm, service
 
+    sys.setswitchinterval(SWITCH_SECONDS)
     server = Server(app, settings, loading)
     server.on_ready = on_ready
     try:
