@@ -48,6 +48,7 @@ class SnapshotFolder:
         self._queue: OrderedDict[str, tuple[Label, RowState] | None] = OrderedDict()
         self._writing: str | None = None
         self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._bad: set[str] = set()
         self._news: list[tuple[str, bool]] = []
         self._closed = False
         self.found: list[Front] = self._look_through()
@@ -72,7 +73,7 @@ class SnapshotFolder:
             try:
                 front = read_label(Path(entry.path))
             except (CheckpointError, OSError) as error:
-                self._refuse(error)
+                self._refuse(entry.name.removesuffix(SUFFIX), error)
                 continue
             if front.label.fingerprint == self._fingerprint:
                 found.append(front)
@@ -85,7 +86,8 @@ class SnapshotFolder:
         self._count()
         return [front for front in found if front.label.name in self._sizes]
 
-    def _refuse(self, error: Exception) -> None:
+    def _refuse(self, name: str, error: Exception) -> None:
+        self._bad.add(name)
         self.figures.refused += 1
         logger.warning("snapshot refused: %s", error)
 
@@ -94,7 +96,8 @@ class SnapshotFolder:
         with self._changed:
             if label.name in self._queue and self._queue[label.name] is None:
                 del self._queue[label.name]  # it was to be removed, and is wanted again
-            if self._closed or label.name in self._sizes or label.name == self._writing:
+            there = label.name in self._sizes and label.name not in self._bad
+            if self._closed or there or label.name == self._writing:
                 return
             self._queue[label.name] = (label, state)
             if len(self._queue) > self._max_queued:
@@ -132,7 +135,7 @@ class SnapshotFolder:
             with suppress(OSError):
                 os.utime(path)
         except (CheckpointError, OSError, RuntimeError) as error:  # RuntimeError: no memory for its tensors
-            self._refuse(error)
+            self._refuse(name, error)
             return None
         with self._changed:
             self.figures.loaded += 1
@@ -198,6 +201,8 @@ class SnapshotFolder:
         write(self.path, label, state, tensors)
         with self._changed:
             self._sizes[label.name] = size
+            self._sizes.move_to_end(label.name)
+            self._bad.discard(label.name)
             self._news.append((label.name, True))
             self.figures.written += 1
 

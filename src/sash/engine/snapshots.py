@@ -118,8 +118,9 @@ class Snapshots:
         """
         if not self.memory or not 0 < position <= n_prompt or position % self._aligned:
             return False
-        last = position == n_prompt or (self._aligned > 1 and position + self._aligned >= n_prompt)
-        return last or position % self._every == 0
+        if self._aligned > 1:  # what was written, token by token, ends no chunk; nor does it for whoever reads it all
+            return position < n_prompt and (position + self._aligned >= n_prompt or position % self._every == 0)
+        return position == n_prompt or position % self._every == 0
 
     def keep(
         self,
