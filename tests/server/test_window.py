@@ -6,7 +6,8 @@ from sash.attention.pattern import AttentionPattern
 from sash.completion import View
 from sash.engine.lanes import Lane
 from sash.explain.reach import cone
-from sash.server.window import Frame, Sight
+from sash.server.fields import Pins, Window
+from sash.server.window import Frame, Sight, frame
 
 WINDOW = 24
 
@@ -114,3 +115,15 @@ def test_a_model_without_a_window_has_none_to_speak_of(running):
     account = frame.account(1000, "off", 0)
     assert account["size"] is None
     assert account["first_visible"] == account["evicted"] == account["out_of_reach"] == 0
+
+
+def test_a_model_with_pins_of_its_own_keeps_them_in_every_window(running):
+    config = running.lm.config.with_window(pins=3)
+    own = frame(config, None, 100, [], list)
+    assert (own.lane, own.pins, own.n_pins(100), own.n_pins(2)) == (Lane(), (), 3, 2)
+    assert own.account(100, "off", 0)["pinned"] == 3
+    narrow = frame(config, Window(size=8), 100, [], list)
+    assert (narrow.lane.window, narrow.pins, narrow.n_pins(100)) == (8, (range(3),), 3)
+    assert narrow.account(100, "off", 0)["pinned"] == 3
+    more = frame(config, Window(pins=Pins(first=5)), 100, [], list)
+    assert (more.pins, more.n_pins(100)) == ((range(5),), 5)

@@ -19,6 +19,7 @@ from sash.server.answering import Answering, Plan, Shape
 from sash.server.chat import plan_chat
 from sash.server.completions import plan_completion
 from sash.server.errors import INVALID, UNAVAILABLE, ApiError
+from sash.server.fim import plan_fim
 from sash.server.limits import Guard
 from sash.server.metrics import CONTENT_TYPE
 from sash.server.models import card, cards
@@ -27,6 +28,7 @@ from sash.server.protocol import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    FimRequest,
     TokenizeRequest,
     WindowRequest,
 )
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 BODIES: tuple[type[BaseModel], ...] = (
     ChatRequest,
     CompletionRequest,
+    FimRequest,
     TokenizeRequest,
     DetokenizeRequest,
     WindowRequest,
@@ -126,6 +129,11 @@ def _add_writing(app: FastAPI, place: Place) -> None:
     async def completions(request: Request) -> Response:
         """Continue a text, or several; prompts may be token ids."""
         return await write(request, plan_completion)
+
+    @app.post("/v1/fim/completions", openapi_extra=_takes(FimRequest), response_class=Response)
+    async def fim_completions(request: Request) -> Response:
+        """Fill the gap between a prompt and a suffix, with models that were made for it."""
+        return await write(request, plan_fim)
 
 
 def _add_text(app: FastAPI, place: Place) -> None:

@@ -10,6 +10,7 @@ from sash.sampling import SamplingParams
 from sash.server.account import shown_length, text_logprobs
 from sash.server.answering import Plan
 from sash.server.errors import ApiError, bad_field
+from sash.server.fim import encode_fim
 from sash.server.place import Place
 from sash.server.planning import check_prompt_logprobs, ignored_header, read, room_for
 from sash.server.protocol import CompletionRequest
@@ -116,8 +117,8 @@ def plan_completion(place: Place, raw: bytes) -> tuple[Plan, TextShape]:
 
 
 def _check(body: CompletionRequest) -> None:
-    if body.suffix:
-        raise ApiError(400, "suffix is not supported", code="unsupported_parameter", param="suffix")
+    if body.suffix and not isinstance(body.prompt, str):
+        raise bad_field("suffix stands behind one text: give prompt as a string", "suffix")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise ApiError(
             400, "best_of is not supported: ask for n answers", code="unsupported_parameter", param="best_of"
@@ -133,6 +134,8 @@ def _check(body: CompletionRequest) -> None:
 def _prompts(tokenizer: Tokenizer, body: CompletionRequest) -> list[list[int]]:
     """The prompts as ids, whichever of the four forms they came in."""
     prompt: Any = body.prompt
+    if body.suffix:
+        return [encode_fim(tokenizer, prompt, body.suffix)]
     several = isinstance(prompt, list) and not isinstance(prompt[0], int)
     found: list[list[int]] = []
     for one in prompt if several else [prompt]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from sash.errors import SashError
 from sash.server.errors import bad_field
 from sash.server.protocol import ResponseFormat
-from sash.text.grammar import GrammarSource, TextGrammar, json_object, json_schema, open_grammar
+from sash.text.grammar import TextGrammar, open_grammar
+from sash.text.grammar_source import GrammarSource, json_object, json_schema
 from sash.text.tokenizer import Tokenizer
 
 

@@ -36,8 +36,8 @@ def card(place: Place, name: str) -> dict[str, Any]:
         "default_model_temperature": SamplingParams().temperature,
         "capabilities": {
             "completion_chat": tokenizer.has_chat,
-            "completion_fim": bool(getattr(tokenizer, "has_fim", False)),
-            "function_calling": bool(getattr(tokenizer, "has_tools", False)),
+            "completion_fim": tokenizer.has_fim,
+            "function_calling": tokenizer.has_tools,
             "fine_tuning": False,
             "vision": False,
             "classification": False,

@@ -35,7 +35,7 @@ FLUSH_SECONDS = 5
 """How long clients may take to read the end of their answers once all are written."""
 
 SWITCH_SECONDS = 0.0005
-"""How long a thread may keep Python for itself: one that tokenises a long prompt must not hold up the engine's steps."""
+"""How long a thread may keep Python for itself: one that tokenises a long text must not hold up the engine's steps."""
 
 MEMORY_PART = 0.5
 """Part of the memory that is free after loading which keys and values get, where nothing was said."""

@@ -61,9 +61,9 @@ def window(place: Place, raw: bytes) -> Answer:
         "n_tokens": len(ids),
         "size": size,
         "capacity": {
-            "slots": None if size is None else size + seen.lane.pins,
+            "slots": None if size is None else size + max(pattern.pins for pattern in seen.config.patterns),
             "used": len(ids) if size is None else min(len(ids), size) + sight.counts()["pinned"],
-            "pinned": seen.n_pins,
+            "pinned": seen.n_pins(len(ids)),
         },
         "messages": [
             {"index": index, "start": span.start, "stop": span.stop, **sight.counts(span.start, span.stop)}

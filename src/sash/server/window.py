@@ -81,10 +81,10 @@ class Frame:
     lane: Lane
     pins: tuple[range, ...] = ()
 
-    @property
-    def n_pins(self) -> int:
-        """Positions that stay, each counted once."""
-        return len(Spans.of((run.start, run.stop) for run in self.pins))
+    def n_pins(self, length: int) -> int:
+        """Positions of a sequence of `length` tokens that stay, each counted once."""
+        first = _own_pins(self.config)
+        return len(Spans.of([(0, min(first, length)), *((run.start, run.stop) for run in self.pins)]))
 
     def sight(self, length: int) -> Sight:
         """What the last of `length` tokens can know of."""
@@ -136,6 +136,10 @@ def frame(
     asked = asked or Window()
     size = _smaller(config, asked.size)
     pins = _pins(asked.pins, n_prompt, roles, spans) if asked.pins else ()
+    if pins or size is not None:
+        # Another lane has no pins of its own: those of the model are told to it.
+        own = range(min(_own_pins(config), n_prompt))
+        pins = tuple(range(*pair) for pair in Spans.of((run.start, run.stop) for run in (own, *pins)).pairs)
     n_pins = len(Spans.of((run.start, run.stop) for run in pins))
     narrowed = config.with_window(size) if size is not None else config
     if asked.overflow == "error" and narrowed.window is not None and n_prompt > narrowed.window:
@@ -149,6 +153,11 @@ def frame(
     if lane.own:
         return own_frame(config)
     return Frame(config=lane_config(config, lane), lane=lane, pins=pins)
+
+
+def _own_pins(config: ModelConfig) -> int:
+    """The first positions that the model itself keeps."""
+    return max(pattern.pins if pattern.pin_by == "first" else 0 for pattern in config.patterns)
 
 
 def _smaller(config: ModelConfig, size: int | None) -> int | None:
