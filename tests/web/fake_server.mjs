@@ -8,7 +8,9 @@ import { fileURLToPath } from "node:url";
 
 const STATIC = process.env.SASH_PAGE_FILES ?? fileURLToPath(new URL("../../src/sash/server/static", import.meta.url));
 const TYPES = { ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml" };
-const CSP = "default-src 'self'; style-src 'self'; script-src 'self'";
+const CSP =
+  "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self'; " +
+  "connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const SIZE = 60;
 const LAYERS = 4;
 

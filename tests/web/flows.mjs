@@ -480,13 +480,14 @@ flow("needs nothing but its server", async ({ browser, server }) => {
 async function run(name, { run: body, options }, browser) {
   const server = await new FakeServer().start();
   const folder = await mkdtemp(join(tmpdir(), "sash-flow-"));
+  const began = performance.now();
   let visited;
   try {
     visited = await visit(browser, server.url);
     await body({ ...visited, browser, server, folder });
     const left = visited.complaints.filter((line) => !options.allowed?.test(line));
     assert.deepEqual(left, [], "the page complained");
-    return { name, ok: true };
+    return { name, ok: true, seconds: Math.round((performance.now() - began) / 100) / 10 };
   } catch (error) {
     return { name, ok: false, error: String(error.stack ?? error).slice(0, 3000) };
   } finally {

@@ -7,7 +7,7 @@ const html = (text: string) => blocks(text).join("\n");
 describe("Markdown", () => {
   it("makes one piece of HTML a block", () => {
     expect(blocks("# A\n\nb **c**\n\n- d\n- e")).toHaveLength(3);
-    expect(html("b **c** `d`").trim()).toBe("<p>b <strong>c</strong> <code>d</code></p>");
+    expect(html("b **c** `d`")).toContain("b <strong>c</strong> <code>d</code>");
   });
 
   it("colours code by classes, known languages only", () => {

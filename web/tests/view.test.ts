@@ -16,10 +16,23 @@ const slid = (): View =>
 
 describe("the view", () => {
   it("is read from the server's answer, and refused where it is none", () => {
-    expect(sums(slid())).toEqual({ pinned: 10, out: 20, relayed: 30, direct: 40 });
+    expect(sums(slid())).toEqual({ pinned: 10, out: 20, relayed: 30, some: 0, direct: 40 });
+    expect([slid().used, slid().mixed]).toEqual([50, false]);
     expect(() => readView({})).toThrow("no messages");
     expect(() => readView(null)).toThrow();
     expect(readView({ n_tokens: 5, size: null, capacity: {}, messages: [] }).slots).toBeNull();
+  });
+
+  it("tells what only layers without a window see from what all see", () => {
+    const body = { n_tokens: 100, size: 40, capacity: { slots: 104, used: 40, pinned: 10 }, messages: [row(0, 0, 10), row(1, 10, 45), row(2, 55, 45)] };
+    const view = readView(body, new Set([0]));
+    expect(sums(view)).toEqual({ pinned: 10, out: 0, relayed: 0, some: 50, direct: 40 });
+    expect(view.shares.map(({ some, direct }) => [some, direct])).toEqual([[0, 0], [45, 0], [5, 40]]);
+    expect([view.mixed, view.used, edge(view), before(view)]).toEqual([true, 50, 2, 60]);
+    expect(sums(advance(view, 10))).toEqual({ pinned: 10, out: 0, relayed: 0, some: 60, direct: 40 });
+    expect(sentence(view)).toBe(
+      "50 of 100 tokens are in direct sight of every layer, 10 of them pinned; 50 only of layers without this window.",
+    );
   });
 
   it("puts the parts of a message from old to new", () => {
@@ -40,6 +53,7 @@ describe("the view", () => {
     expect(wraps(slid())).toBe(2);
     expect(wraps({ ...slid(), tokens: 50 })).toBe(0);
     expect(wraps({ ...slid(), tokens: 51 })).toBe(1);
+    expect(wraps({ ...slid(), tokens: 90 })).toBe(2);
     expect(wraps({ ...slid(), size: null })).toBe(0);
   });
 
@@ -54,7 +68,7 @@ describe("the view", () => {
 describe("counting on while an answer streams", () => {
   it("moves the oldest tokens out, keeps pins, and keeps the sum", () => {
     const later = advance(slid(), 15);
-    expect(sums(later)).toEqual({ pinned: 10, out: 35, relayed: 30, direct: 40 });
+    expect(sums(later)).toEqual({ pinned: 10, out: 35, relayed: 30, some: 0, direct: 40 });
     expect(later.shares[2]).toMatchObject({ direct: 0, relayed: 25, out: 15 });
     expect(later.shares[3]).toMatchObject({ direct: 40, relayed: 5 });
     expect([later.tokens, later.used, later.estimated]).toEqual([115, 50, true]);

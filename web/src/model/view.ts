@@ -1,6 +1,6 @@
 // What the next token can still see, message by message, as the server's `POST /v1/window` tells it. Counts are tokens.
 
-export type Kind = "pinned" | "out" | "relayed" | "direct";
+export type Kind = "pinned" | "out" | "relayed" | "some" | "direct";
 
 /** The tokens of one message by how they can be seen. */
 export type Share = Record<Kind, number> & { start: number; stop: number };
@@ -15,13 +15,20 @@ export interface View {
   shares: Share[];
   /** True where the page counted on by itself since the server last told. */
   estimated: boolean;
+  /** Some layers have no window, or a larger one: what slides past the window stays in sight of those. */
+  mixed: boolean;
 }
 
 /** The order of the parts of one message: what has slid away is older than what has not. */
-export const KINDS: readonly Kind[] = ["pinned", "out", "relayed", "direct"];
+export const KINDS: readonly Kind[] = ["pinned", "out", "relayed", "some", "direct"];
 
 export const WORDS: Record<Kind, { label: string; short: string; says: string }> = {
-  direct: { label: "In direct sight", short: "in sight", says: "every layer can look straight at it" },
+  direct: { label: "In direct sight", short: "in sight", says: "every layer looks straight at it" },
+  some: {
+    label: "In sight of some layers",
+    short: "in sight of some layers",
+    says: "slid past the window; layers without one still look at it",
+  },
   pinned: { label: "Pinned", short: "pinned", says: "kept in sight wherever the window slides" },
   relayed: {
     label: "Through deeper layers",
@@ -34,36 +41,49 @@ export const WORDS: Record<Kind, { label: string; short: string; says: string }>
 const count = (value: unknown): number => (typeof value === "number" && value > 0 ? Math.round(value) : 0);
 const countOrNull = (value: unknown): number | null => (typeof value === "number" && value > 0 ? Math.round(value) : null);
 
-/** Reads an answer of `POST /v1/window`; throws where it is not one. */
-export function readView(json: unknown): View {
+/**
+ * Reads an answer of `POST /v1/window`; throws where it is not one.
+ *
+ * The server counts as direct what at least one layer sees. Here what lies before the window's edge is told apart from it:
+ * only layers without a window, or with a larger one, see that; unless it is pinned, which holds it in every layer.
+ */
+export function readView(json: unknown, pinned: ReadonlySet<number> = new Set(), mixed = false): View {
   const body = json as Record<string, unknown> | null;
   if (!body || !Array.isArray(body.messages)) throw new Error("the server's account of the window has no messages");
   const capacity = (body.capacity ?? {}) as Record<string, unknown>;
-  const shares = body.messages.map((entry: Record<string, unknown>) => ({
-    start: count(entry.start),
-    stop: count(entry.stop),
-    direct: count(entry.direct),
-    pinned: count(entry.pinned),
-    relayed: count(entry.relayed),
-    out: count(entry.out_of_reach),
-  }));
+  const tokens = count(body.n_tokens);
+  const size = countOrNull(body.size);
+  const edge = size === null ? 0 : Math.max(tokens - size, 0);
+  const shares = body.messages.map((entry: Record<string, unknown>, index) => {
+    const [start, stop, direct] = [count(entry.start), count(entry.stop), count(entry.direct)];
+    const early = Math.max(direct - Math.max(stop - Math.max(edge, start), 0), 0);
+    const held = pinned.has(index) ? early : 0;
+    return {
+      start,
+      stop,
+      direct: direct - early,
+      some: early - held,
+      pinned: count(entry.pinned) + held,
+      relayed: count(entry.relayed),
+      out: count(entry.out_of_reach),
+    };
+  });
+  const view = { tokens, size, slots: countOrNull(capacity.slots), used: 0, pinned: 0, shares, estimated: false, mixed };
+  const all = sums(view);
   return {
-    tokens: count(body.n_tokens),
-    size: countOrNull(body.size),
-    slots: countOrNull(capacity.slots),
-    used: count(capacity.used),
+    ...view,
     pinned: count(capacity.pinned),
-    shares,
-    estimated: false,
+    used: size === null ? count(capacity.used) : Math.min(tokens, size) + all.pinned,
+    mixed: mixed || all.some > 0,
   };
 }
 
 export function total(share: Share): number {
-  return share.direct + share.pinned + share.relayed + share.out;
+  return KINDS.reduce((sum, kind) => sum + share[kind], 0);
 }
 
 export function sums(view: View): Record<Kind, number> {
-  const all = { direct: 0, pinned: 0, relayed: 0, out: 0 };
+  const all = { direct: 0, some: 0, pinned: 0, relayed: 0, out: 0 };
   for (const share of view.shares) for (const kind of KINDS) all[kind] += share[kind];
   return all;
 }
@@ -89,11 +109,10 @@ export function describe(share: Share): string {
   return `${tokens}: ${all.map((part) => `${number(part.tokens)} ${WORDS[part.kind].short}`).join(", ")}`;
 }
 
-/** How often the ring has gone round: whole turns of the slots that are not pinned. */
+/** How often the ring has gone round: whole turns of the window's slots, with what is pinned kept beside them. */
 export function wraps(view: View): number {
-  if (view.size === null || view.slots === null || view.tokens <= view.slots) return 0;
-  const turning = Math.max(view.slots - view.pinned, 1);
-  return Math.floor((view.tokens - view.pinned) / turning);
+  if (view.size === null || view.tokens - view.pinned <= view.size) return 0;
+  return Math.floor((view.tokens - view.pinned) / view.size);
 }
 
 /**
@@ -108,9 +127,8 @@ export function advance(view: View, n: number): View {
   last.stop += n;
   if (view.size !== null) {
     const before = sums(view);
-    const room = Math.max(view.size, before.direct);
-    const leaving = Math.max(before.direct + n - room, 0);
-    move(shares, "direct", "relayed", leaving);
+    const leaving = Math.max(before.direct + n - Math.max(view.size, before.direct), 0);
+    move(shares, "direct", view.mixed ? "some" : "relayed", leaving);
     if (before.out > 0) move(shares, "relayed", "out", leaving);
   }
   const used = view.size === null || view.slots === null ? view.used + n : Math.min(view.used + n, view.slots);
@@ -131,7 +149,9 @@ export function sentence(view: View): string {
   const all = sums(view);
   if (view.size === null) return `No layer of this model has a window: all ${number(view.tokens)} tokens are in sight.`;
   const said = [`${number(all.direct + all.pinned)} of ${number(view.tokens)} tokens are in direct sight`];
+  if (view.mixed) said[0] += " of every layer";
   if (all.pinned) said[0] += `, ${number(all.pinned)} of them pinned`;
+  if (all.some) said.push(`${number(all.some)} only of layers without this window`);
   if (all.relayed) said.push(`${number(all.relayed)} arrive through deeper layers only`);
   if (all.out) said.push(`${number(all.out)} are out of reach`);
   return `${said.join("; ")}.`;
@@ -140,7 +160,7 @@ export function sentence(view: View): string {
 /** Index of the first message with a token in direct sight where something has slid out before it; else -1. */
 export function edge(view: View): number {
   const all = sums(view);
-  if (all.relayed + all.out === 0) return -1;
+  if (all.relayed + all.out + all.some === 0) return -1;
   return view.shares.findIndex((share) => share.direct > 0);
 }
 

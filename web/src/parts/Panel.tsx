@@ -62,18 +62,18 @@ function WindowPane() {
         <p class="quiet">{unseen.value ? unseen.value : "Once there are words, this shows how much of them the model can see."}</p>
       )}
       <Legend />
-      <Field name="windowSize" label="Window, in tokens" hint="Only ever smaller than the model's own; it was not trained with a smaller one." min={1} step={1} />
+      <Field name="windowSize" label="Window, in tokens" hint="Smaller than the model's own, to try what it does: the model was not trained with it." min={1} step={1} />
     </>
   );
 }
 
-const ORDER: Kind[] = ["direct", "pinned", "relayed", "out"];
+const ORDER: Kind[] = ["direct", "pinned", "some", "relayed", "out"];
 
 function Legend() {
   const all = view.value ? sums(view.value) : null;
   return (
     <dl class="legend" aria-label="Legend">
-      {ORDER.map((kind) => (
+      {ORDER.filter((kind) => kind !== "some" || view.value?.mixed).map((kind) => (
         <div key={kind}>
           <dt><span class={`part swatch ${kind}`} aria-hidden="true" /> {WORDS[kind].label} {all && <b>{number(all[kind])}</b>}</dt>
           <dd>{WORDS[kind].says}</dd>

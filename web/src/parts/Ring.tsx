@@ -7,15 +7,17 @@ const TICKS = 48;
 
 /** The rolling buffer drawn as what it is: slots in a ring, how many are held, and where the next token goes. */
 export function Ring({ view }: { view: View }) {
-  const { slots, used } = view;
-  if (slots === null) {
+  const { slots, used, size } = view;
+  if (slots === null || size === null) {
     return <p class="endless"><b>{number(view.tokens)}</b> tokens held, and room grows with the text: no ring to fill.</p>;
   }
-  const full = Math.min(used / slots, 1);
-  const pinned = Math.min(view.pinned / slots, full);
+  // The slots for pins come first and stay; behind them the window's own are written round and round.
+  const room = 1 - size / slots;
+  const pinned = Math.min(view.pinned / slots, room);
+  const turning = Math.max(view.tokens - view.pinned, 0);
+  const full = Math.min(turning, size) / slots;
   const times = wraps(view);
-  const turning = Math.max(slots - view.pinned, 1);
-  const head = view.tokens <= slots ? full : pinned + ((view.tokens - view.pinned) % turning) / slots;
+  const head = room + (turning % size) / slots;
   const label = `${number(used)} of ${number(slots)} slots of the ring used${view.pinned ? `, ${number(view.pinned)} pinned` : ""}; ${
     times ? `gone round ${number(times)} ${times === 1 ? "time" : "times"}` : "not yet gone round"
   }`;
@@ -24,14 +26,14 @@ export function Ring({ view }: { view: View }) {
       <svg viewBox={`0 0 ${SIZE} ${SIZE}`} width={SIZE} height={SIZE} role="img" aria-label={label}>
         <g transform={`rotate(-90 ${SIZE / 2} ${SIZE / 2})`}>
           <circle class="ring-slots" cx={SIZE / 2} cy={SIZE / 2} r={RADIUS} />
-          <Arc from={0} to={full} kind="held" />
+          <Arc from={room} to={room + full} kind="held" />
           <Arc from={0} to={pinned} kind="pins" />
           <Ticks />
           <Head at={head % 1} />
         </g>
         <text class="ring-used" x={SIZE / 2} y={SIZE / 2 - 2}>{number(used)}</text>
         <text class="ring-of" x={SIZE / 2} y={SIZE / 2 + 18}>of {number(slots)} slots</text>
-        <text class="ring-of" x={SIZE / 2} y={SIZE / 2 + 35}>{times ? `round ${number(times)}×` : `${Math.round(100 * full)}% full`}</text>
+        <text class="ring-of" x={SIZE / 2} y={SIZE / 2 + 35}>{times ? `round ${number(times)}×` : `${Math.round((100 * used) / slots)}% full`}</text>
       </svg>
     </figure>
   );

@@ -13,7 +13,7 @@ export function Sill() {
     return <p class="band-note">{unseen.value ? `The window cannot be shown: ${unseen.value}` : "What the model can still see will show here."}</p>;
   }
   const all = sums(seen);
-  const past = seen.size === null ? 0 : all.relayed + all.out;
+  const past = seen.size === null ? 0 : all.relayed + all.out + all.some;
   const drawn = seen.shares.reduce((sum, share) => sum + total(share), 0);
   return (
     <button type="button" class="band" onClick={open}>

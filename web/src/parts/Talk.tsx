@@ -1,11 +1,11 @@
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { useSignal } from "@preact/signals";
 import { path, SYSTEM } from "../model/conversation";
-import { edge, number } from "../model/view";
+import { edge, mainKind, number } from "../model/view";
 import { answering } from "../state/answering";
 import { current, edit } from "../state/library";
 import { ids, shares, view } from "../state/windowing";
-import { Icon, Mark } from "./icons";
+import { Icon, IconButton, Mark } from "./icons";
 import { editSystem } from "./Panel";
 import { Trouble } from "./Trouble";
 import { PinButton, Sight, Turn } from "./Turn";
@@ -82,7 +82,7 @@ function Welcome() {
 function Instructions() {
   const share = shares.value.get(SYSTEM);
   return (
-    <li class="turn system">
+    <li class={`turn system ${share ? mainKind(share) : ""}`}>
       <article aria-label="System prompt">
         <Stripe share={share} />
         <div class="body">
@@ -90,9 +90,9 @@ function Instructions() {
             <h2>System prompt</h2>
             <Sight share={share} />
             <span class="deeds">
+              <IconButton icon="edit" label="Edit the system prompt" onClick={editSystem} />
+              <IconButton icon="close" label="Clear the system prompt" onClick={() => edit((tree) => ({ ...tree, system: "" }))} />
               <PinButton id={SYSTEM} name="the system prompt" />
-              <button type="button" class="plain small" onClick={editSystem}>Edit</button>
-              <button type="button" class="plain small" onClick={() => edit((tree) => ({ ...tree, system: "" }))}>Clear</button>
             </span>
           </div>
           <p class="words said">{current.value.system}</p>

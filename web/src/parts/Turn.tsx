@@ -24,7 +24,7 @@ export function Turn({ message, edge }: TurnProps) {
   const editing = useSignal(false);
   const now = answering.value?.message === message.id ? answering.value : null;
   const name = message.role === "user" ? "You" : (message.model ?? "Model");
-  const inside = share !== undefined && share.relayed + share.out > 0;
+  const inside = share !== undefined && share.relayed + share.out + share.some > 0;
   return (
     <>
       {edge !== null && (
@@ -39,6 +39,10 @@ export function Turn({ message, edge }: TurnProps) {
             <div class="who">
               <h2>{name}</h2>
               <Sight share={share} />
+              <span class="deeds">
+                {message.role === "user" && !editing.value && <Asked message={message} onEdit={() => (editing.value = true)} />}
+                <PinButton id={message.id} name={message.role === "user" ? "your message" : "this answer"} />
+              </span>
             </div>
             {editing.value ? (
               <Rewrite message={message} done={() => (editing.value = false)} />
@@ -47,7 +51,7 @@ export function Turn({ message, edge }: TurnProps) {
             ) : (
               <Answer message={message} text={now ? now.text : message.content} live={now !== null} />
             )}
-            {!now && !editing.value && <Foot message={message} onEdit={() => (editing.value = true)} />}
+            {!now && message.role === "assistant" && <Foot message={message} />}
           </div>
         </article>
       </li>
@@ -100,31 +104,40 @@ async function copy(text: string, done: string): Promise<void> {
   }
 }
 
-function Foot({ message, onEdit }: { message: Message; onEdit: () => void }) {
-  const busy = answering.value !== null;
-  const { at, of } = place(current.value, message.id);
-  const mine = message.role === "user";
-  const turn = (step: number) => edit((tree) => turnTo(tree, message.id, step));
+function Asked({ message, onEdit }: { message: Message; onEdit: () => void }) {
+  return (
+    <>
+      <Branches id={message.id} />
+      <IconButton icon="copy" label="Copy text" onClick={() => void copy(message.content, "Text copied.")} />
+      <IconButton icon="edit" label="Edit and ask again" disabled={answering.value !== null} onClick={onEdit} />
+    </>
+  );
+}
+
+function Foot({ message }: { message: Message }) {
   return (
     <div class="foot">
-      {of > 1 && (
-        <span class="branches" role="group" aria-label="Branches">
-          <IconButton icon="left" label="Earlier branch" disabled={busy || at === 1} onClick={() => turn(-1)} />
-          <span aria-label={`Branch ${at} of ${of}`} role="img">{at}/{of}</span>
-          <IconButton icon="right" label="Later branch" disabled={busy || at === of} onClick={() => turn(1)} />
-        </span>
-      )}
+      <Branches id={message.id} />
       <span class="deeds">
-        <PinButton id={message.id} name={mine ? "your message" : "this answer"} />
         {message.content && <IconButton icon="copy" label="Copy text" onClick={() => void copy(message.content, "Text copied.")} />}
-        {mine ? (
-          <IconButton icon="edit" label="Edit and ask again" disabled={busy} onClick={onEdit} />
-        ) : (
-          <IconButton icon="again" label="Answer again" disabled={busy} onClick={() => again(message.id)} />
-        )}
+        <IconButton icon="again" label="Answer again" disabled={answering.value !== null} onClick={() => again(message.id)} />
       </span>
-      {!mine && <FiguresLine message={message} />}
+      <FiguresLine message={message} />
     </div>
+  );
+}
+
+function Branches({ id }: { id: string }) {
+  const busy = answering.value !== null;
+  const { at, of } = place(current.value, id);
+  if (of < 2) return null;
+  const turn = (step: number) => edit((tree) => turnTo(tree, id, step));
+  return (
+    <span class="branches" role="group" aria-label="Branches">
+      <IconButton icon="left" label="Earlier branch" disabled={busy || at === 1} onClick={() => turn(-1)} />
+      <span aria-label={`Branch ${at} of ${of}`} role="img">{at}/{of}</span>
+      <IconButton icon="right" label="Later branch" disabled={busy || at === of} onClick={() => turn(1)} />
+    </span>
   );
 }
 

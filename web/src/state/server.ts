@@ -7,7 +7,7 @@ import { apiKey } from "./preferences";
 export interface ModelCard {
   id: string;
   max_context_length?: number;
-  attention?: { window?: number | null };
+  attention?: { window?: number | null; windows?: (number | null)[] };
 }
 
 export const models = signal<ModelCard[]>([]);

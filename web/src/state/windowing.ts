@@ -1,12 +1,12 @@
 // What the model sees of the shown conversation, asked of the server whenever the conversation, the pins or the draft change.
 
 import { batch, computed, effect, signal } from "@preact/signals";
-import { SYSTEM } from "../model/conversation";
-import { DRAFT, outgoing, windowBody } from "../model/request";
+import type { Conversation } from "../model/conversation";
+import { outgoing, windowBody } from "../model/request";
 import { advance, readView, type Share, type View } from "../model/view";
 import { answering, modelOf } from "./answering";
 import { current } from "./library";
-import { call } from "./server";
+import { call, models } from "./server";
 
 interface Seen {
   conversation: string;
@@ -27,7 +27,7 @@ export const view = computed<View | null>(() => {
   if (!known || known.conversation !== current.value.id || known.view.shares.length === 0) return null;
   const now = answering.value;
   if (!now || now.conversation !== known.conversation || now.count === 0) return known.view;
-  const empty: Share = { start: known.view.tokens, stop: known.view.tokens, direct: 0, pinned: 0, relayed: 0, out: 0 };
+  const empty: Share = { start: known.view.tokens, stop: known.view.tokens, direct: 0, some: 0, pinned: 0, relayed: 0, out: 0 };
   return advance({ ...known.view, shares: [...known.view.shares, empty] }, now.count);
 });
 
@@ -48,6 +48,15 @@ export const ids = computed<string[]>(() => {
   const now = answering.value;
   return now && view.value && view.value.shares.length > known.length ? [...known, now.message] : known;
 });
+
+const pinnedOf = (conversation: Conversation, ids: string[]): Set<number> =>
+  new Set(ids.flatMap((id, index) => (conversation.pins.includes(id) ? [index] : [])));
+
+/** Whether the model has layers with a window and layers without. */
+function isMixed(model: string): boolean {
+  const windows = models.value.find(({ id }) => id === model)?.attention?.windows ?? [];
+  return new Set(windows).size > 1;
+}
 
 /** Starts asking; each change waits a little, and a newer one replaces an older. */
 export function watch(): void {
@@ -72,6 +81,7 @@ export function watch(): void {
       return;
     }
     const body = windowBody(conversation, model, out);
+    const mixed = conversation.settings.windowSize === undefined && isMixed(model);
     const key = `${conversation.id} ${JSON.stringify(body)}`;
     if (key === last) return;
     clearTimeout(timer);
@@ -81,7 +91,7 @@ export function watch(): void {
       pending = new AbortController();
       const { signal } = pending;
       call("v1/window", body, signal)
-        .then(async (response) => readView(await response.json()))
+        .then(async (response) => readView(await response.json(), pinnedOf(conversation, out.ids), mixed))
         .then((fresh) => {
           if (signal.aborted) return;
           batch(() => {
@@ -97,5 +107,3 @@ export function watch(): void {
     }, typed ? WAIT_MS : 0);
   });
 }
-
-export { DRAFT, SYSTEM };
