@@ -89,6 +89,16 @@ def test_misses_have_reasons() -> None:
     assert snapshots.figures().hits == 0
 
 
+def test_a_lane_whose_numbers_depend_on_chunks_gets_only_what_ends_with_one() -> None:
+    snapshots = Snapshots(1 << 20, every=4)
+    for length in (3, 4, 6, 7):
+        snapshots.keep([1] * length, None, state(length))
+    assert [snapshots.find([1] * n, None, aligned=2).length for n in (8, 7, 6, 5)] == [6, 6, 4, 4]
+    assert snapshots.find([1] * 4, None, aligned=2) is None
+    assert [position for position in range(1, 8) if snapshots.wanted(position, 7, aligned=2)] == [4, 6]
+    assert [position for position in range(1, 8) if snapshots.wanted(position, 7)] == [4, 7]
+
+
 def test_without_memory_nothing_is_kept(tmp_path: Path) -> None:
     snapshots = Snapshots(0, folder=tmp_path / "kept")
     assert not snapshots.wanted(4096, 4096)

@@ -40,13 +40,7 @@ DISK = 8 << 30
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a request can go on from.
-
-    Attributes:
-        state: to be restored as of `length` tokens: `KVCache.restore(row, state, length)`.
-        length: tokens that need not be read.
-        name: of the snapshot.
-    """
+    """What a request can go on from: `KVCache.restore(row, state, length)`; `length` tokens need not be read."""
 
     state: RowState
     length: int
@@ -73,7 +67,7 @@ class Snapshots:
             folder: where snapshots outlive the process.
             disk: budget of the folder in bytes.
             fingerprint: of the network (`sash.network.fingerprint`): files with another are not used.
-            every: tokens between two points inside of a prompt; a multiple of `aligned`.
+            every: tokens between points inside of a prompt; a multiple of `aligned`.
             aligned: where numbers depend on chunks, the size of a chunk: rows are kept only where chunks of prompts
                 end, so that whoever goes on from there computes the same as whoever reads it all.
 
@@ -108,18 +102,21 @@ class Snapshots:
         """
         return (position // self._every + 1) * self._every
 
-    def wanted(self, position: int, n_prompt: int) -> bool:
+    def wanted(self, position: int, n_prompt: int, aligned: int = 1) -> bool:
         """Whether a row that has read `position` tokens of a prompt of `n_prompt` shall be kept now.
+
+        `aligned` is the size of a chunk if this row's numbers depend on chunks.
 
         >>> [p for p in range(512, 10_001, 512) if Snapshots(1, aligned=512).wanted(p, 10_000)]
         [4096, 8192, 9728]
         >>> Snapshots(1).wanted(10_000, 10_000)
         True
         """
-        if not self.memory or not 0 < position <= n_prompt or position % self._aligned:
+        aligned = max(aligned, self._aligned)
+        if not self.memory or not 0 < position <= n_prompt or position % aligned:
             return False
-        if self._aligned > 1:  # what was written, token by token, ends no chunk; nor does it for whoever reads it all
-            return position < n_prompt and (position + self._aligned >= n_prompt or position % self._every == 0)
+        if aligned > 1:  # what was written, token by token, ends no chunk; nor does it for whoever reads it all
+            return position < n_prompt and (position + aligned >= n_prompt or position % self._every == 0)
         return position == n_prompt or position % self._every == 0
 
     def keep(
@@ -179,24 +176,29 @@ class Snapshots:
             if kept.name in self._order and kept.uses <= 1:
                 self._order.move_to_end(kept.name, last=False)
 
-    def find(self, ids: Sequence[int], lane: Hashable, salt: bytes = b"", pins: Iterable[range] = ()) -> Found | None:
+    def find(
+        self, ids: Sequence[int], lane: Hashable, salt: bytes = b"", pins: Iterable[range] = (), aligned: int = 1
+    ) -> Found | None:
         """The longest snapshot that a request can go on from; at least one of its tokens stays to be read.
 
         Args:
             ids: the request's tokens.
             lane, salt: as in `keep`.
             pins: positions of the request that are flagged as pins: as far as the snapshot goes, they must be its own.
+            aligned: as in `wanted`: then only what ends with a chunk is found.
         """
         self._listen()
         pins, place, data = tuple(pins), place_of(lane, salt), as_bytes(ids)
         shortest = self._index.shortest(place)
         if shortest is None:
             return self._missed("empty")
-        longest = len(ids) - 1 if self._aligned > 1 else len(ids)  # the same tokens, all but the last to be used
+        aligned = max(aligned, self._aligned)
+        longest = len(ids) if aligned == 1 else len(ids) - 1  # of the same tokens all but the last are used
         if shortest > longest or len(ids) < 2:
             return self._missed("too short")
         reason = "differs"
-        for kept in reversed(self._index.along(data[: 4 * longest], place, pins)):
+        along = self._index.along(data[: 4 * longest], place, pins)
+        for kept in (kept for kept in reversed(along) if kept.length % aligned == 0):
             state = kept.state or self._load(kept, self._label(data[: 4 * kept.length], place, pins, kept.point))
             if state is not None:
                 return self._use(kept, state, min(kept.length, len(ids) - 1))
@@ -288,13 +290,11 @@ class Snapshots:
             self._listen()
 
     def close(self) -> None:
-        """Write what waits, then end; nothing is kept on disk afterwards."""
+        """Write what waits; nothing is written afterwards."""
         if self._folder is not None:
             self._folder.close()
 
     def figures(self) -> SnapshotFigures:
         """What there is, and what became of what was asked."""
-        disk = None if self._folder is None else replace(self._folder.figures)
-        return replace(
-            self._counts, misses=dict(self._counts.misses), in_memory=len(self._order), bytes=self.nbytes, disk=disk
-        )
+        counts, disk = self._counts, None if self._folder is None else replace(self._folder.figures)
+        return replace(counts, misses=dict(counts.misses), in_memory=len(self._order), bytes=self.nbytes, disk=disk)
