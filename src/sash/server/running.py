@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import threading
@@ -122,7 +123,8 @@ class Server(uvicorn.Server):
             if not service.drain(seconds):
                 logger.warning("requests that did not finish in time are ended with an error")
                 service.stop()
-            loop.call_soon_threadsafe(finished.set)
+            with contextlib.suppress(RuntimeError):  # a second signal has ended the loop meanwhile
+                loop.call_soon_threadsafe(finished.set)
 
         threading.Thread(target=drain, name="sash-drain", daemon=True).start()
         await finished.wait()
