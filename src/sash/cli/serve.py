@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import ipaddress
+import logging
 import socket
 import sys
 from collections.abc import Sequence
@@ -135,9 +137,15 @@ def serve(settings: Settings, load: functools.partial[LM]) -> int:
             typer.echo(line, err=True)
         sys.stderr.flush()
 
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     typer.echo(f"loading  {settings.name}; {settings.host} answers 503 meanwhile", err=True)
     run(settings, load, on_ready)
     return 0 if opened and not opened[0].force_exit else INTERRUPTED
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's log says more than that answers were broken off because the server had to end."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def greeting(lm: LM, capacity: Capacity, url: str, *, n_keys: int) -> list[str]:
