@@ -45,6 +45,7 @@ class World:
             chunk=self.chunk,
             budget=draw.randint(1, 24),
             slice=draw.choice([None, draw.randint(1, 12)]),
+            anywhere=draw.choice([None, lambda lane: True, lambda lane: lane is None]),
             next_point=draw.choice([None, lambda position: (position // every + 1) * every]),
         )
         self.scheduler = Scheduler(range(self.n_rows), pace=self.pace, room=self.room, cost=self.cost)
@@ -172,7 +173,7 @@ class World:
         assert [work.sequence for work in writing] == [s for s in running if not s.reading] == sequences[: len(writing)]
         assert all(work.n_tokens == 1 and work.writes for work in writing)
         n_read = sum(work.n_tokens for work in reading)
-        assert n_read <= self.pace.allowance(len(writing))
+        assert n_read <= max(self.pace.allowance(len(writing)), reading[0].n_tokens if reading else 0)
         assert n_read + len(writing) <= max(self.pace.budget, len(writing) + 1, len(writing) + self.chunk)
         for work in reading:
             self.check_chunk(work, bool(writing))
@@ -194,9 +195,9 @@ class World:
         assert work.writes == (count == unread)
         point = self.pace.next_point(position) if self.pace.next_point is not None else 10**9
         assert position + count <= point
-        if self.pace.slice is None:
+        if self.pace.anywhere is None or not self.pace.anywhere(work.sequence.lane):
             assert count == min(self.chunk - position % self.chunk, unread, point - position)
-        elif company:
+        elif company and self.pace.slice is not None:
             assert count <= self.pace.slice
             self.seen["slice"] += 1
 

@@ -25,7 +25,7 @@ class Steps:
 
     def __init__(self, lanes: Lanes, scheduler: Scheduler, snapshots: Snapshots | None = None) -> None:
         self.lanes, self.scheduler = lanes, scheduler
-        self._recall = Recall(lanes, snapshots)
+        self._recall = Recall(lanes, snapshots, scheduler.pace.chunk)
         self._runner = Runner(lanes)
 
     @property

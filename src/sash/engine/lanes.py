@@ -142,3 +142,15 @@ def cost_of(config: ModelConfig, kv: str, dtype: str) -> Cost:
         return lane_config(config, lane)
 
     return lambda lane, length: kv_bytes(config_of(lane), length, *sizes)
+
+
+def independent_lanes(network: Network) -> Callable[[Hashable], bool]:
+    """Of which lanes of a network a row's numbers depend neither on its company nor on chunks."""
+
+    @lru_cache(maxsize=64)
+    def independent(lane: Hashable) -> bool:
+        if not network.independent or not isinstance(lane, Lane):
+            return network.independent
+        return why_not(lane_config(network.config, lane)) is None
+
+    return independent

@@ -15,10 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 class Recall:
-    """The snapshots of an engine, or none."""
+    """The snapshots of an engine, or none.
 
-    def __init__(self, lanes: Lanes, snapshots: Snapshots | None) -> None:
-        self._lanes, self._snapshots = lanes, snapshots
+    Where a lane's numbers depend on chunks, only what ends where chunks end is kept and used: so whoever goes on from
+    it computes the same as one who reads it all.
+    """
+
+    def __init__(self, lanes: Lanes, snapshots: Snapshots | None, chunk: int) -> None:
+        self._lanes, self._snapshots, self._chunk = lanes, snapshots, chunk
 
     def find(self, sequence: Sequence) -> int:
         """Restore the row of a sequence from the longest snapshot that fits; how many tokens that saves."""
@@ -33,7 +37,7 @@ class Recall:
         found = None
         try:
             found = snapshots.find(request.prompt_ids, sequence.lane, request.salt, request.pins)
-            if found is None:
+            if found is None or not self._ends_well(sequence, found.length):
                 return 0
             cache.restore(sequence.row, found.state, found.length)
         except Exception:
@@ -56,7 +60,7 @@ class Recall:
         if answered and sequence.finish_reason is None:
             return
         n_read = sequence.n_read
-        if not snapshots.wanted(n_read, n_read if answered else n_prompt):
+        if not snapshots.wanted(n_read, n_read if answered else n_prompt) or not self._ends_well(sequence, n_read):
             return
         try:
             state = self._lanes.of(sequence.lane).cache.capture(sequence.row)
@@ -65,6 +69,10 @@ class Recall:
             snapshots.keep(sequence.read_ids(), sequence.lane, state, request.salt, point, pins)
         except Exception:
             logger.exception("a snapshot could not be kept")
+
+    def _ends_well(self, sequence: Sequence, length: int) -> bool:
+        """Whether a chunk of a sequence may end after `length` tokens."""
+        return self._lanes.of(sequence.lane).network.independent or length % self._chunk == 0
 
     def _inside(self, position: int) -> bool:
         """Whether a position is one of those at which long prompts are kept."""

@@ -26,15 +26,17 @@ class Pace:
 
     Attributes:
         chunk: tokens of a prompt that are read at once.
-        budget: tokens of a step, of all sequences; one chunk is read even if it holds less.
-        slice: prompt tokens of a step while somebody writes, for networks whose numbers depend on no chunks; None
-            keeps chunks at multiples of `chunk` from the sequence's beginning.
+        budget: tokens of a step, of all sequences; something is read even where it holds less.
+        slice: prompt tokens of a step while somebody writes; None for as many as the budget holds.
+        anywhere: the lanes whose chunks may end anywhere, since their numbers depend on no chunks. Chunks of all others
+            end at multiples of `chunk` from the beginning of their sequence, even where that is more than a slice.
         next_point: the next position at which a chunk has to end, whoever runs; None for nowhere.
     """
 
     chunk: int = 512
     budget: int = 512
     slice: int | None = None
+    anywhere: Callable[[Hashable], bool] | None = None
     next_point: Callable[[int], int] | None = None
 
     def __post_init__(self) -> None:
@@ -44,28 +46,27 @@ class Pace:
             raise UsageError(f"a slice is 1 token or more; got {self.slice}")
 
     def allowance(self, n_writing: int) -> int:
-        """Prompt tokens of a step in which so many sequences write.
+        """Prompt tokens of a step in which so many sequences write, but for a first chunk that is longer.
 
-        >>> Pace(chunk=512, budget=512).allowance(8), Pace(chunk=256, budget=512).allowance(8)
-        (512, 504)
-        >>> Pace(slice=128).allowance(8), Pace(slice=128).allowance(0), Pace(slice=128).allowance(500)
-        (128, 512, 12)
+        >>> Pace(budget=512).allowance(8), Pace(slice=128).allowance(8), Pace(slice=128).allowance(0)
+        (504, 128, 512)
         """
-        left = self.budget - n_writing
-        if self.slice is None:
-            return max(self.chunk, left)
-        return max(1, min(self.slice, left) if n_writing else left)
+        left = max(1, self.budget - n_writing)
+        return left if self.slice is None or not n_writing else min(self.slice, left)
 
-    def count(self, sequence: Sequence, left: int) -> int:
-        """How many tokens a sequence reads next where `left` may be read; 0 where its chunk is longer."""
+    def count(self, sequence: Sequence, left: int, *, first: bool) -> int:
+        """How many tokens a sequence reads next where `left` may be read; 0 where its chunk is longer.
+
+        `first` says that nobody else reads in this step: then it does, whatever its chunk.
+        """
         position = sequence.position
         end = position + sequence.n_unread
         if self.next_point is not None:
             end = min(end, self.next_point(position))
-        if self.slice is not None:
+        if self.anywhere is not None and self.anywhere(sequence.lane):
             return min(self.chunk, left, end - position)
         count = min(self.chunk - position % self.chunk, end - position)
-        return count if count <= left else 0
+        return count if first or count <= left else 0
 
 
 class Scheduler:
@@ -144,9 +145,9 @@ class Scheduler:
             shortest_first.remove(readers[0])
             shortest_first.insert(0, readers[0])
         self._n_steps += 1
-        reading = []
+        reading: list[Work] = []
         for sequence in shortest_first:
-            count = self.pace.count(sequence, left) if left else 0
+            count = self.pace.count(sequence, left, first=not reading) if left > 0 else 0
             if count:
                 left -= count
                 reading.append(Work(sequence, count, count == sequence.n_unread))

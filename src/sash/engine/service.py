@@ -18,7 +18,7 @@ from sash.engine.admission import Room
 from sash.engine.engine import Steps
 from sash.engine.figures import Capacity, Figures, Health, State
 from sash.engine.gauges import Gauges
-from sash.engine.lanes import MAX_LANES, Lane, Lanes, cost_of
+from sash.engine.lanes import MAX_LANES, Lane, Lanes, cost_of, independent_lanes
 from sash.engine.request import Event, Request, Sequence
 from sash.engine.scheduler import Pace, Scheduler
 from sash.engine.snapshots import Snapshots
@@ -101,6 +101,7 @@ class Service:
             chunk=chunk,
             budget=token_budget,
             slice=read_slice if decoder.independent else None,
+            anywhere=independent_lanes(decoder),
             next_point=None if snapshots is None else snapshots.next_point,
         )
         room = Room(memory=kv_memory, max_lanes=MAX_LANES)

@@ -1,0 +1,133 @@
+"""Going on from snapshots: a warm answer is the cold one, token for token, and only what is new is read."""
+
+from __future__ import annotations
+
+import pytest
+
+from sash.engine.lanes import Lane
+from sash.engine.request import Request, Sequence
+from sash.engine.snapshots import Snapshots
+from sash.errors import CheckpointError
+from tests.engine.runs import CHUNK, PATHS, Taken, alone, finish, heard, network_on, request_of, service_over, submit
+
+EVERY = 4 * CHUNK
+
+
+@pytest.fixture(scope="module", params=[(path, full) for path in PATHS for full in (False, True)], ids=str)
+def network(request):  # type: ignore[no-untyped-def]
+    return network_on(request.param[0], full=request.param[1])
+
+
+def snapshots_for(network, memory: int = 2**28) -> Snapshots:  # type: ignore[no-untyped-def]
+    return Snapshots(memory, every=EVERY, aligned=1 if network.independent else CHUNK)
+
+
+def ask(service, request: Request, lane: Lane | None = None) -> Taken:  # type: ignore[no-untyped-def]
+    _, taken = submit(service, request, lane)
+    finish(service)
+    assert taken.sequence.finish_reason == "length"
+    return taken
+
+
+def followed_by(sequence: Sequence, *more: int, **changes: object) -> Request:
+    """The next turn of a chat: all that was said, and what is new."""
+    ids = (*sequence.request.prompt_ids, *sequence.output_ids, *more)
+    fields = {"prompt_ids": ids, "params": sequence.request.params, **changes}
+    return Request(**fields)  # type: ignore[arg-type]
+
+
+def assert_same(network, warm: Taken, cold: Taken) -> None:  # type: ignore[no-untyped-def]
+    assert heard(network, warm) == heard(network, cold)
+
+
+@pytest.mark.parametrize("lane", [None, Lane(6, 0), Lane(6, 4)], ids=str)
+def test_the_second_turn_reads_what_is_new(network, lane) -> None:  # type: ignore[no-untyped-def]
+    pins = (range(1, 4),) if lane is not None and lane.pins else ()
+    service = service_over(network, snapshots=snapshots_for(network))
+    first = ask(service, request_of(1, 50, pins=pins), lane)
+    assert (first.sequence.reuse, first.sequence.n_reused) == ("miss", 0)
+    asked = followed_by(first.sequence, 5, 6, 7, 8, 9, pins=pins)
+    second = ask(service, asked, lane)
+    if network.independent and not pins:  # flagged pins are not for native kernels
+        assert second.sequence.n_reused == len(first.sequence.request.prompt_ids) + len(first.sequence.output_ids) - 1
+        assert second.sequence.reuse == "whole"
+    else:
+        assert second.sequence.n_reused >= 32
+    assert sum(event.n_read for event in second.events) == len(asked.prompt_ids) - second.sequence.n_reused
+    assert_same(network, second, alone(network, asked, lane))
+    other = ask(service, asked, Lane(7, 4))
+    assert other.sequence.n_reused == 0  # another window's keys are no use
+
+
+def test_the_same_again_reads_one_token(network) -> None:  # type: ignore[no-untyped-def]
+    service = service_over(network, snapshots=snapshots_for(network))
+    first, again = ask(service, request_of(3, 45)), ask(service, request_of(3, 45))
+    assert_same(network, again, first)
+    assert again.sequence.n_reused == (44 if network.independent else 40)
+
+
+def test_long_prompts_that_begin_alike_share_their_beginning(network) -> None:  # type: ignore[no-untyped-def]
+    service = service_over(network, snapshots=snapshots_for(network))
+    one = request_of(2, 100)
+    other = Request(prompt_ids=(*one.prompt_ids[:70], *range(20, 50)), params=one.params)
+    ask(service, one)
+    warm = ask(service, other)
+    assert (warm.sequence.n_reused, warm.sequence.reuse) == (64, "part")
+    assert_same(network, warm, alone(network, other))
+
+
+def test_what_must_not_be_shared_is_not(network) -> None:  # type: ignore[no-untyped-def]
+    service = service_over(network, snapshots=snapshots_for(network))
+    ask(service, request_of(1, 50, salt=b"one"))
+    assert ask(service, request_of(1, 50, salt=b"two")).sequence.reuse == "miss"
+    off = ask(service, request_of(1, 50, salt=b"one", reuse=False))
+    scored = ask(service, request_of(1, 50, salt=b"one", prompt_logprobs=0))
+    assert (off.sequence.reuse, scored.sequence.reuse) == ("off", "off")
+    assert len(scored.sequence.prompt_logprobs) == 50
+    assert ask(service, request_of(1, 50, salt=b"one")).sequence.n_reused > 0
+
+
+def test_an_answer_that_was_cut_short_is_kept_too(network) -> None:  # type: ignore[no-untyped-def]
+    service = service_over(network, snapshots=snapshots_for(network))
+    request = request_of(1, 33, max_tokens=30)
+    ticket, taken = submit(service, request)
+    while len(taken.said) < 20:
+        service._turn()
+    service.cancel(ticket)
+    finish(service)
+    assert taken.sequence.finish_reason == "cancelled"
+    asked = followed_by(taken.sequence, 4, 5)
+    warm = ask(service, asked)
+    assert warm.sequence.n_reused == (33 + 20 - 1 if network.independent else 32)
+    assert_same(network, warm, alone(network, asked))
+
+
+def test_what_cannot_be_restored_is_read(network, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    service = service_over(network, snapshots=snapshots_for(network))
+    cold = ask(service, request_of(1, 50))
+    cache = service._steps.lanes.own.cache
+
+    def fails(*_: object) -> None:
+        raise CheckpointError("torn")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "restore", fails)
+        again = ask(service, request_of(1, 50))
+        patched.setattr(cache, "capture", fails)
+        third = ask(service, request_of(1, 50, reuse=True))
+    assert (again.sequence.reuse, again.sequence.n_reused) == ("miss", 0)
+    assert third.sequence.finish_reason == "length"
+    assert_same(network, again, cold)
+    assert_same(network, third, cold)
+
+
+def test_in_company_warm_is_cold(network) -> None:  # type: ignore[no-untyped-def]
+    service = service_over(network, snapshots=snapshots_for(network), max_rows=4)
+    first = [submit(service, request_of(index, 40 + index))[1] for index in range(6)]
+    finish(service)
+    asked = [followed_by(one.sequence, 3, 1, 4, index) for index, one in enumerate(first)]
+    second = [submit(service, request)[1] for request in asked]
+    finish(service)
+    for request, warm in zip(asked, second, strict=True):
+        assert warm.sequence.n_reused > 0
+        assert_same(network, warm, alone(network, request))
