@@ -26,8 +26,8 @@ from sash.server.settings import Settings
 _spec = importlib.util.spec_from_file_location("small_models", Path(__file__).parents[1] / "conftest.py")
 assert _spec is not None
 assert _spec.loader is not None
-small_models = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small_models)
+_small_models = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_small_models)
 
 WINDOW = 24
 VOCABULARY = 259
@@ -36,8 +36,8 @@ VOCABULARY = 259
 def small_lm(patterns: list[AttentionPattern] | None = None, **changes: Any) -> LM:
     """Random weights over bytes; most of what it writes is no UTF-8."""
     patterns = patterns or [AttentionPattern(window=WINDOW)] * 2
-    config = small_models.small_config(patterns, vocab_size=VOCABULARY, **changes)
-    return LM(small_models.small_decoder(config), small_models.ByteTokenizer(), name="small-file", chunk=16)
+    config = _small_models.small_config(patterns, vocab_size=VOCABULARY, **changes)
+    return LM(_small_models.small_decoder(config), _small_models.ByteTokenizer(), name="small-file", chunk=16)
 
 
 class Client:
@@ -122,7 +122,7 @@ def serving(lm: LM | None = None, **settings: Any) -> Iterator[Running]:
     """A server on a free port of the loopback interface."""
     lm = lm or small_lm()
     torch.set_num_threads(1)
-    settings = {"model": "small", "port": 0, "max_rows": 8, "max_waiting": 16, **settings}
+    settings = {"model": "small", "port": 0, "max_rows": 8, "max_waiting": 16, "default_max_tokens": 64, **settings}
     chosen = Settings(**settings)
     service = Service(
         lm.decoder, kv_memory=1 << 28, max_rows=chosen.max_rows, chunk=16, token_budget=64,
@@ -171,3 +171,9 @@ def lm() -> LM:
 def client_of() -> Any:
     """A client of the server on a port."""
     return Client
+
+
+@pytest.fixture(scope="session")
+def small_models() -> Any:
+    """What makes small models: `small_config` and `small_decoder`."""
+    return _small_models

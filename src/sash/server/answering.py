@@ -25,8 +25,10 @@ from sash.server.fields import MAX_INT
 from sash.server.mail import Box
 from sash.server.place import Place, owner_of
 from sash.server.streaming import DONE, PING, EventStream, event
+from sash.server.tools import Calling
 from sash.server.window import Frame
 from sash.server.writing import Part, Writer
+from sash.text.tools import ToolCall
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Plan:
         continues: whether the text goes on the prompt's.
         prompt_logprobs: alternatives of each token of the prompt; None for nothing of the prompt.
         grammars: of each answer; empty for none.
+        calling: the tools that may be called.
         session: the name to keep the end of the conversation under.
         headers: further headers of the answer.
     """
@@ -69,6 +72,7 @@ class Plan:
     continues: bool = False
     prompt_logprobs: int | None = None
     grammars: tuple[Grammar, ...] = ()
+    calling: Calling = field(default_factory=Calling)
     session: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -76,6 +80,42 @@ class Plan:
     def n_answers(self) -> int:
         """Answers to all prompts."""
         return self.n * len(self.prompts)
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """A whole answer, gathered from its parts.
+
+    Attributes:
+        index: which answer of the request.
+        text: what it says.
+        calls: the tools that it calls.
+        tokens: those written, where their log-probabilities were asked for.
+        reason: why it ended.
+        sequence: how it was made.
+    """
+
+    index: int
+    text: str
+    calls: tuple[ToolCall, ...]
+    tokens: list[Token]
+    reason: str
+    sequence: Sequence
+
+    @staticmethod
+    def of(parts: list[Part]) -> Answer:
+        """An answer that has ended."""
+        last = parts[-1]
+        if last.ended is None:
+            raise RuntimeError("an answer was taken for whole before its end")
+        return Answer(
+            index=last.index,
+            text="".join(part.text for part in parts),
+            calls=tuple(call for part in parts for call in part.calls),
+            tokens=[token for part in parts for token in part.tokens],
+            reason=last.reason,
+            sequence=last.ended,
+        )
 
 
 class Shape(Protocol):
@@ -91,7 +131,7 @@ class Shape(Protocol):
     def pieces(self, part: Part) -> list[dict[str, Any]]:
         """What a step adds to a streamed answer, as choices; the last one with the reason for its end."""
 
-    def choice(self, index: int, text: str, tokens: list[Token], sequence: Sequence, reason: str) -> dict[str, Any]:
+    def choice(self, answer: Answer) -> dict[str, Any]:
         """A whole answer."""
 
 
@@ -154,6 +194,7 @@ class Answering:
                 box,
                 stop=params.stop,
                 continues=plan.continues,
+                calling=plan.calling,
                 wants_tokens=params.logprobs is not None,
                 on_gap=place.metrics.gap,
             )
@@ -161,19 +202,11 @@ class Answering:
         return jobs
 
     async def _whole(self, call: Call, owner: str) -> dict[str, Any]:
-        texts: list[list[str]] = [[] for _ in range(self._plan.n_answers)]
-        tokens: list[list[Token]] = [[] for _ in range(self._plan.n_answers)]
-        reasons: dict[int, str] = {}
+        parts: list[list[Part]] = [[] for _ in range(self._plan.n_answers)]
         while not call.done:
             for part in await call.parts():
-                texts[part.index].append(part.text)
-                tokens[part.index] += part.tokens
-                if part.ended is not None:
-                    reasons[part.index] = part.reason
-        choices = [
-            self._shape.choice(index, "".join(texts[index]), tokens[index], call.sequences[index], reasons[index])
-            for index in range(self._plan.n_answers)
-        ]
+                parts[part.index].append(part)
+        choices = [self._shape.choice(Answer.of(own)) for own in parts]
         return {**self._head, "choices": choices, **self._account(call, owner)}
 
     def _account(self, call: Call, owner: str) -> dict[str, Any]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from sash.engine.request import Sequence, Token
+from sash.engine.request import Token
 from sash.server.account import chat_logprobs
-from sash.server.answering import Plan
+from sash.server.answering import Answer, Plan
 from sash.server.conversation import as_messages, spans_of
-from sash.server.errors import ApiError, bad_field
+from sash.server.errors import bad_field
 from sash.server.formats import answer_format, open_grammars
 from sash.server.place import Place
 from sash.server.planning import ignored_header, read, room_for
 from sash.server.protocol import ChatRequest
+from sash.server.tools import Calling, call_to_json, read_tools
 from sash.server.window import frame
 from sash.server.writing import Part
+from sash.text.grammar_source import GrammarSource
 from sash.text.tokenizer import Tokenizer
 
 
@@ -30,6 +33,7 @@ class ChatShape:
     def __init__(self, tokenizer: Tokenizer, n_top: int | None, opening_text: str = "") -> None:
         """`n_top` alternatives of each token are reported; None for no log-probabilities."""
         self._tokenizer, self._n_top, self.opening_text = tokenizer, n_top, opening_text
+        self._n_calls: Counter[int] = Counter()
 
     def opening(self, index: int) -> dict[str, Any]:
         """The role, and what the request itself began the answer with."""
@@ -40,6 +44,10 @@ class ChatShape:
         """The text of a step; the reason for the end stands in a choice of its own, as OpenAI has it."""
         choices = []
         logprobs = self._logprobs(part.tokens)
+        for call in part.calls:
+            delta: dict[str, Any] = {"tool_calls": [{"index": self._n_calls[part.index], **call_to_json(call)}]}
+            self._n_calls[part.index] += 1
+            choices.append({"index": part.index, "delta": delta, "logprobs": None, "finish_reason": None})
         if part.text or part.tokens:
             delta = {"content": part.text}
             choices.append({"index": part.index, "delta": delta, "logprobs": logprobs, "finish_reason": None})
@@ -47,10 +55,15 @@ class ChatShape:
             choices.append({"index": part.index, "delta": {}, "logprobs": None, "finish_reason": part.reason})
         return choices
 
-    def choice(self, index: int, text: str, tokens: list[Token], sequence: Sequence, reason: str) -> dict[str, Any]:
+    def choice(self, answer: Answer) -> dict[str, Any]:
         """A whole answer."""
-        message = {"role": "assistant", "content": self.opening_text + text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": self._logprobs(tokens), "finish_reason": reason}
+        text = self.opening_text + answer.text
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if answer.calls:
+            message["content"] = text or None
+            message["tool_calls"] = [call_to_json(call) for call in answer.calls]
+        logprobs = self._logprobs(answer.tokens)
+        return {"index": answer.index, "message": message, "logprobs": logprobs, "finish_reason": answer.reason}
 
     def _logprobs(self, tokens: list[Token] | tuple[Token, ...]) -> dict[str, Any] | None:
         return None if self._n_top is None else chat_logprobs(self._tokenizer, tokens, self._n_top)
@@ -69,10 +82,11 @@ def plan_chat(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
     lm = place.lm
     messages = as_messages(body.messages, place.settings.max_messages)
     continues = _continues(body)
-    options: dict[str, Any] = {"safe_prompt": True} if body.safe_prompt else {}
-    if options:
+    calling = read_tools(lm.tokenizer, body)
+    options = dict(calling.options)
+    if body.safe_prompt:
+        options["safe_prompt"] = True
         headers["x-sash-safe-prompt"] = "1"
-    _check_tools(body)
     ids = list(lm.tokenizer.encode_chat(messages, continue_final=continues, **options))
     seen = frame(
         lm.config,
@@ -83,7 +97,7 @@ def plan_chat(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
     )
     max_tokens = room_for(place, body, seen, [ids], place.settings.default_max_tokens)
     n_top = _n_top(body)
-    source = answer_format(body.response_format)
+    source = _source(body, calling)
     plan = Plan(
         prompts=(tuple(ids),),
         params=body.params(max_tokens, n_top),
@@ -94,6 +108,7 @@ def plan_chat(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
         progress=bool(body.return_progress),
         continues=continues,
         grammars=open_grammars(lm.tokenizer, source, body.n or 1, continues=continues),
+        calling=calling,
         session=body.session,
         headers=headers,
     )
@@ -115,11 +130,10 @@ def _n_top(body: ChatRequest) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
-def _check_tools(body: ChatRequest) -> None:
-    """Refuse tools where nothing can be done with them.
-
-    Raises:
-        ApiError: 400.
-    """
-    if body.tools:
-        raise ApiError(400, "tools are not supported", code="unsupported_parameter", param="tools")
+def _source(body: ChatRequest, calling: Calling) -> GrammarSource | None:
+    """The grammar of the answer: that of its calls where those are forced, else that of its form."""
+    form = answer_format(body.response_format)
+    if form is not None and calling.names and not calling.forced:
+        message = "response_format and tools that may be called exclude each other: set tool_choice to none or required"
+        raise bad_field(message, "response_format")
+    return calling.source if calling.source is not None else form

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sash.engine.request import Sequence, Token
+from sash.engine.request import Token
 from sash.errors import EmptyPromptError
 from sash.sampling import SamplingParams
 from sash.server.account import shown_length, text_logprobs
-from sash.server.answering import Plan
+from sash.server.answering import Answer, Plan
 from sash.server.errors import ApiError, bad_field
 from sash.server.fim import encode_fim
 from sash.server.place import Place
@@ -60,10 +60,10 @@ class TextShape:
         reason = (part.reason if self._writes else "length") if part.ended is not None else None
         return [{"index": part.index, "text": echo + text, "logprobs": logprobs, "finish_reason": reason}]
 
-    def choice(self, index: int, text: str, tokens: list[Token], sequence: Sequence, reason: str) -> dict[str, Any]:
+    def choice(self, answer: Answer) -> dict[str, Any]:
         """A whole answer."""
-        if not self._writes:
-            text, tokens, reason = "", [], "length"
+        index, sequence = answer.index, answer.sequence
+        text, tokens, reason = (answer.text, answer.tokens, answer.reason) if self._writes else ("", [], "length")
         known: list[tuple[int, Token | None]] = []
         if self._echoes:
             known += zip(sequence.request.prompt_ids, sequence.prompt_logprobs, strict=False)

@@ -9,6 +9,7 @@ from sash.server.errors import bad_field
 from sash.server.place import Place
 from sash.server.planning import ignored_header, read
 from sash.server.protocol import DetokenizeRequest, TokenizeRequest, WindowRequest
+from sash.server.tools import plain_tools
 from sash.server.window import frame
 
 Answer = tuple[dict[str, Any], dict[str, str]]
@@ -51,6 +52,8 @@ def window(place: Place, raw: bytes) -> Answer:
     lm = place.lm
     messages = as_messages(body.messages, place.settings.max_messages)
     options: dict[str, Any] = {"safe_prompt": True} if body.safe_prompt else {}
+    if body.tools:
+        options["tools"] = plain_tools(body.tools)
     ids = lm.tokenizer.encode_chat(messages, **options)
     spans = spans_of(lm.tokenizer, messages, ids, **options)
     roles = [message["role"] for message in messages]
