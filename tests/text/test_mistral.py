@@ -125,7 +125,7 @@ def test_refusals_are_tokenizer_errors(pair: tuple[MistralTokenizer, Common]) ->
     with pytest.raises(TokenizerError, match="conversation"):
         ours.encode_chat(messages_of([("user", "a"), ("assistant", "b")]))
     with pytest.raises(UsageError, match="role"):
-        ours.encode_chat([{"role": "tool", "content": "x"}])
+        ours.encode_chat([{"role": "wizard", "content": "x"}])
     with pytest.raises(UsageError, match="continue_final"):
         ours.encode_chat(messages_of([("user", "a")]), continue_final=True)
 

@@ -14,8 +14,9 @@ import sash.text
 from sash import hub
 from sash.errors import TokenizerError, UsageError
 from sash.text import template
+from sash.text.guard import Guard
 from sash.text.opening import from_folder, from_gguf
-from sash.text.template import MAX_SOURCE, ChatTemplate, Guard
+from sash.text.template import MAX_SOURCE, ChatTemplate
 from sash.text.templated import TemplatedTokenizer
 from sash.text.tokenizer import GUARDRAIL, Tokenizer
 
@@ -237,7 +238,7 @@ def test_a_forgotten_begin_of_text_is_added_once(byte_level_metadata: dict[str, 
 
 @pytest.mark.parametrize(
     "messages",
-    [[], [{"role": "user"}], ["Hi"], [{"role": "tool", "content": "x"}], [{"role": "user", "content": ["x"]}]],
+    [[], [{"role": "user"}], ["Hi"], [{"role": "wizard", "content": "x"}], [{"role": "user", "content": ["x"]}]],
 )
 def test_malformed_conversations_are_refused(byte_level: Tokenizer, messages: Any) -> None:
     with pytest.raises(UsageError):

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 
 from sash.errors import TokenizerError
 from sash.text.byte_spelling import spelled_bytes
+from sash.text.fim import MARKERS
 from sash.text.template import MAX_SOURCE, ChatTemplate
 from sash.text.templated import TemplatedTokenizer
 from sash.text.tokenizer import REPLACEMENT, TURN_ENDS, check_id, check_vocabulary_size, foreign_code
@@ -85,8 +86,11 @@ class BackendTokenizer(TemplatedTokenizer):
             self._tokens[token_id] = token
         self._backend, self._lock, self._spelling = backend, threading.Lock(), spelling
         self._added = {token_id: token.content for token_id, token in backend.get_added_tokens_decoder().items()}
+        # Some files call the markers for filling in the middle text, which they never are.
         self.control_ids = frozenset(
-            token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
+            token_id
+            for token_id, token in backend.get_added_tokens_decoder().items()
+            if token.special or token.content in MARKERS
         )
         self.kind, self.template, self.bos_id = kind, template, bos_id
         self.mask_id = vocabulary.get(special.get("mask_token", ""))

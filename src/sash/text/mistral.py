@@ -11,19 +11,22 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sash.errors import TokenizerError
+from sash.text.messages import read_messages, with_guardrail
+from sash.text.mistral_turns import mistral_tools, mistral_turns
 from sash.text.tokenizer import (
     REPLACEMENT,
     Tokenizer,
     check_id,
-    check_messages,
+    check_unicode,
     check_vocabulary_size,
     foreign_code,
-    with_guardrail,
 )
+from sash.text.tools import ToolFormat, mistral_format, shown_tools
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer as Common
@@ -136,22 +139,52 @@ class MistralTokenizer(Tokenizer):
             piece = piece.removeprefix(_SPACE)
         return piece.replace(_SPACE, " ").encode()
 
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """See `Tokenizer.tool_format`."""
+        if self.version == "v1":
+            return None
+        spelled = {self.token_text(token_id): token_id for token_id in self.control_ids}
+        return mistral_format(spelled, separate=int(self.version[1:]) >= 11)
+
     def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], *, continue_final: bool = False, safe_prompt: bool = False
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        continue_final: bool = False,
+        safe_prompt: bool = False,
     ) -> list[int]:
         """See `Tokenizer.encode_chat`. Where system messages go is mistral-common's decision, version by version."""
-        from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
-        checked = check_messages(messages, continue_final)
+        checked, continue_final = read_messages(messages, continue_final)
+        offered = shown_tools(self, tools, tool_choice)
         if safe_prompt:
             checked = with_guardrail(checked)
-        kinds = {"system": SystemMessage, "user": UserMessage, "assistant": AssistantMessage}
         with foreign_code("encoding the conversation"):
-            turns: list[Any] = [kinds[message["role"]](content=message["content"]) for message in checked]
-            if continue_final:
-                turns[-1].prefix = True
-            return list(self._common.encode_chat_completion(ChatCompletionRequest(messages=turns)).tokens)
+            # Nothing of sampling goes along: mistral-common refuses temperatures that are in common use.
+            request = ChatCompletionRequest(
+                messages=mistral_turns(checked, continue_final), tools=mistral_tools(offered) if offered else None
+            )
+            return list(self._common.encode_chat_completion(request).tokens)
+
+    @cached_property
+    def has_fim(self) -> bool:
+        """See `Tokenizer.has_fim`."""
+        return {"[PREFIX]", "[SUFFIX]"} <= {self.token_text(token_id) for token_id in self.control_ids}
+
+    def encode_fim(self, prompt: str, suffix: str = "") -> list[int]:
+        """See `Tokenizer.encode_fim`."""
+        from mistral_common.protocol.fim.request import FIMRequest
+
+        if not self.has_fim:
+            return super().encode_fim(prompt, suffix)
+        check_unicode(prompt)
+        check_unicode(suffix)
+        with foreign_code("encoding the gap"):
+            return list(self._common.encode_fim(FIMRequest(prompt=prompt, suffix=suffix or None)).tokens)
 
 
 def _check_tekken(path: Path) -> None:

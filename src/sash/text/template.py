@@ -1,23 +1,23 @@
 """Chat templates: rendered by `jinja_worker` in a process of its own, with every cost bounded.
 
-Also the guard that keeps control tokens out of messages: their spellings inside message contents are wrapped in
-private-use characters before rendering, and what comes back wrapped is tokenised as plain text.
+`sash.text.guard` keeps the control tokens of a template apart from those that somebody typed.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
-import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sash.errors import TokenizerError
-from sash.text.tokenizer import GUARDRAIL, with_guardrail, with_guardrail_in_user_turn
+from sash.text.messages import Message, with_guardrail, with_guardrail_in_user_turn
+from sash.text.tokenizer import GUARDRAIL
 
 MAX_SOURCE = 256 << 10
 """Characters that a template may have; the longest in use have about 20,000."""
@@ -125,7 +125,13 @@ class ChatTemplate:
         if len(self.source) > MAX_SOURCE:
             raise TokenizerError(f"the chat template has {len(self.source):,} characters: {MAX_SOURCE:,} at most")
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, continue_final: bool = False) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        continue_final: bool = False,
+    ) -> str:
         """The conversation as one text, with the cue for an answer or with the last message left open.
 
         Raises:
@@ -134,11 +140,11 @@ class ChatTemplate:
         plain = [dict(message) for message in messages]
         if continue_final:
             plain[-1]["content"] += _CONTINUE_HERE
-        max_output = MAX_GROWTH + 10 * sum(len(message["content"]) for message in plain)
+        max_output = MAX_GROWTH + 10 * (len(json.dumps(plain)) + len(json.dumps(tools)))
         variables = {
             **self.special,
             "messages": plain,
-            "tools": None,
+            "tools": list(tools) or None,
             "documents": None,
             "add_generation_prompt": not continue_final,
         }
@@ -150,7 +156,7 @@ class ChatTemplate:
             raise TokenizerError("the chat template does not write the last message, so it cannot be continued")
         return head
 
-    def with_safe_prompt(self, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    def with_safe_prompt(self, messages: Sequence[Message]) -> list[Message]:
         """The conversation with the guardrail where this template lets it be read.
 
         Raises:
@@ -166,90 +172,18 @@ class ChatTemplate:
         return with_guardrail_in_user_turn(messages)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of a rendered conversation.
-
-    Attributes:
-        text: what it says.
-        plain: whether control tokens spelled in it are only text.
-    """
-
-    text: str
-    plain: bool
-
-
-class Guard:
-    """Keeps the spellings of control tokens inside messages apart from those that a template writes."""
-
-    def __init__(self, control_texts: Iterable[str]) -> None:
-        """Takes the spellings to guard."""
-        texts = sorted({text for text in control_texts if text}, key=len, reverse=True)
-        self.control = re.compile("|".join(map(re.escape, texts)) or "(?!)")
-        # Where a message ends in the first half of a control token, the template's next words might complete it.
-        self._heads = frozenset(text[:cut] for text in texts for cut in range(1, len(text)))
-        self._tails = frozenset(text[cut:] for text in texts for cut in range(1, len(text)))
-        self._longest = max(map(len, texts), default=0)
-
-    def pieces(
-        self, template: ChatTemplate, messages: Sequence[dict[str, str]], *, continue_final: bool = False
-    ) -> list[Piece]:
-        """The rendered conversation. One piece where no message comes near a control token.
-
-        Raises:
-            TokenizerError: from `ChatTemplate.render`.
-        """
-        opening, closing = _unused_characters(messages, template.source)
-        guarded = [{**message, "content": self._mark(message["content"], opening, closing)} for message in messages]
-        spelled = any(self.control.search(message["content"]) for message in messages)
-        if not spelled:
-            text = template.render(messages, continue_final=continue_final)
-            if guarded == list(messages):
-                return [Piece(text, plain=False)]
-        marked = template.render(guarded, continue_final=continue_final)
-        pieces = _split(marked, opening, closing, self.control)
-        if not spelled:
-            written = sum(len(self.control.findall(piece.text)) for piece in pieces)
-            if written == len(self.control.findall(text)):
-                return [Piece(text, plain=False)]
-        return pieces
-
-    def _mark(self, content: str, opening: str, closing: str) -> str:
-        """Content with every control token wrapped, and cut off from its surroundings where it could join them."""
-        body = content.strip()
-        marked = self.control.sub(lambda match: f"{opening}{match[0]}{closing}", body)
-        if self._ends_with(body, self._heads) or self._ends_with(content, self._heads):
-            marked += closing
-        if self._starts_with(body, self._tails) or self._starts_with(content, self._tails):
-            marked = closing + marked
-        start = content.find(body)
-        return content[:start] + marked + content[start + len(body) :]
-
-    def _ends_with(self, text: str, ends: frozenset[str]) -> bool:
-        return any(text[-length:] in ends for length in range(1, min(self._longest, len(text) + 1)))
-
-    def _starts_with(self, text: str, starts: frozenset[str]) -> bool:
-        return any(text[:length] in starts for length in range(1, min(self._longest, len(text) + 1)))
-
-
-def _unused_characters(messages: Sequence[Mapping[str, str]], source: str) -> tuple[str, str]:
-    """Two private-use characters that occur nowhere in a conversation or its template."""
-    used = set(source).union(*(message["content"] for message in messages))
-    free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
-    try:
-        return next(free), next(free)
-    except StopIteration:
-        raise TokenizerError("the messages use up every private-use character of Unicode's plane 15") from None
-
-
-def _split(marked: str, opening: str, closing: str, control: re.Pattern[str]) -> list[Piece]:
-    """Cuts a rendered text at its marks.
-
-    A template's own string methods may separate the two marks of a token; a mark that stands alone still cuts.
-
-    >>> [(piece.text, piece.plain) for piece in _split("ab{<s>}d}{<e>", "{", "}", re.compile("<s>|<e>"))]
-    [('ab', False), ('<s>', True), ('d', False), ('<e>', False)]
-    """
-    opened, closed = re.escape(opening), re.escape(closing)
-    parts = re.split(f"{opened}({control.pattern}){closed}|[{opened}{closed}]", marked)
-    return [Piece(part, plain=index % 2 == 1) for index, part in enumerate(parts) if part]
+def with_parsed_arguments(message: Message) -> Message:
+    """A message as templates read it: arguments of its tool calls as objects, where their text is one."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call["function"]
+        try:
+            arguments = json.loads(function["arguments"])
+        except (ValueError, RecursionError):
+            arguments = None
+        if isinstance(arguments, dict):
+            function = {**function, "arguments": arguments}
+        calls.append({**call, "function": function})
+    return {**message, "tool_calls": calls}

@@ -9,10 +9,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from sash.errors import TokenizerError
-from sash.text.template import ChatTemplate, Guard
-from sash.text.tokenizer import Tokenizer, check_messages
+from sash.text.fim import FimFormat, fim_format
+from sash.text.guard import Guard, Piece
+from sash.text.messages import read_messages
+from sash.text.template import ChatTemplate, with_parsed_arguments
+from sash.text.tokenizer import Tokenizer, check_unicode
+from sash.text.tools import ToolFormat, shown_tools, tool_format
 
 
 class TemplatedTokenizer(Tokenizer):
@@ -65,22 +70,58 @@ class TemplatedTokenizer(Tokenizer):
         """Control ids that plain text must never become: all but what stands for unknown characters."""
         return self.control_ids
 
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """See `Tokenizer.tool_format`."""
+        return tool_format(self, None if self.template is None else self.template.source)
+
     def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], *, continue_final: bool = False, safe_prompt: bool = False
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        continue_final: bool = False,
+        safe_prompt: bool = False,
     ) -> list[int]:
         """See `Tokenizer.encode_chat`."""
-        checked = check_messages(messages, continue_final)
+        checked, continue_final = read_messages(messages, continue_final)
         if self.template is None:
             return super().encode_chat(messages)
+        offered = shown_tools(self, tools, tool_choice)
         if safe_prompt:
             checked = self.template.with_safe_prompt(checked)
+        readable = [with_parsed_arguments(message) for message in checked]
         ids: list[int] = []
-        for piece in self.guard.pieces(self.template, checked, continue_final=continue_final):
-            first = not ids or ids[-1] in self.control_ids
-            if piece.plain:
-                ids += self._encode_plain(piece.text, first=first)
-            else:
-                ids += self._encode_piece(piece.text, plain=False, first=first)
+        for piece in self.guard.pieces(self.template, readable, tools=offered, continue_final=continue_final):
+            self._add(ids, piece)
         if self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
+
+    def _add(self, ids: list[int], piece: Piece) -> None:
+        first = not ids or ids[-1] in self.control_ids
+        if piece.plain:
+            ids += self._encode_plain(piece.text, first=first)
+        else:
+            ids += self._encode_piece(piece.text, plain=False, first=first)
+
+    @cached_property
+    def _fim(self) -> FimFormat | None:
+        return fim_format({self.token_text(token_id): token_id for token_id in self.control_ids})
+
+    @property
+    def has_fim(self) -> bool:
+        """See `Tokenizer.has_fim`."""
+        return self._fim is not None
+
+    def encode_fim(self, prompt: str, suffix: str = "") -> list[int]:
+        """See `Tokenizer.encode_fim`."""
+        if self._fim is None:
+            return super().encode_fim(prompt, suffix)
+        parts = []
+        for text in (prompt, suffix):
+            check_unicode(text)
+            parts.append(self._encode_plain(text, first=False) if text else [])
+        ids = [self._fim.prefix_id, *parts[0], self._fim.suffix_id, *parts[1], self._fim.middle_id]
+        return ids if self.bos_id is None else [self.bos_id, *ids]

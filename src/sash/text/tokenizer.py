@@ -15,8 +15,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from sash.errors import SashError, TextEncodingError, TokenizerError, UsageError
+from sash.errors import SashError, TextEncodingError, TokenizerError
+
+if TYPE_CHECKING:
+    from sash.text.tools import ToolFormat
 
 GUARDRAIL = (
     "Always assist with care, respect, and truth. Respond with utmost utility yet securely. Avoid harmful, unethical, "
@@ -24,7 +28,7 @@ GUARDRAIL = (
 )
 """The system prompt of `safe_prompt` (Mistral 7B, arXiv 2310.06825, section 5.1)."""
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 """Who may speak in a conversation."""
 
 MAX_VOCABULARY = 1 << 20
@@ -128,22 +132,63 @@ class Tokenizer(ABC):
         except UnicodeDecodeError:
             return "".join(f"<0x{byte:02X}>" for byte in raw)
 
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How this model writes calls of tools; None where its chat format knows no tools."""
+        return None
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether `encode_chat` can show tools to this model."""
+        return self.tool_format is not None
+
+    @property
+    def has_fim(self) -> bool:
+        """Whether `encode_fim` knows how this model fills in the middle."""
+        return False
+
     def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], *, continue_final: bool = False, safe_prompt: bool = False
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        continue_final: bool = False,
+        safe_prompt: bool = False,
     ) -> list[int]:
         """The ids of a conversation, begin-of-text and the cue for the assistant's answer included.
 
         Args:
-            messages: mappings with a "role" (system, user or assistant) and a "content".
+            messages: mappings with a "role" (system, user, assistant or tool) and a "content"; an assistant's may have
+                "tool_calls" and, if it is the last, "prefix"; a tool's has "tool_call_id". All as OpenAI has them.
+            tools: functions that the model may call, as OpenAI has them; shown to it unless the choice is "none".
+            tool_choice: "none", "auto", "required" (or "any"), or {"type": "function", "function": {"name": ...}}. It
+                is checked here; `sash.text.tool_grammar` makes the model obey it.
             continue_final: leave the last message, the assistant's, open, so that the model goes on writing it.
             safe_prompt: put `GUARDRAIL` in front as a system message, or before the user's own system message; where
                 the model knows no system role, before the first user message.
 
         Raises:
-            UsageError: a message is malformed, or `continue_final` without an assistant's message to continue.
-            TokenizerError: the model has no chat format, or its format refuses this conversation.
+            UsageError: a message or a tool is malformed, or `continue_final` without an assistant's message to
+                continue.
+            TokenizerError: the model has no chat format, or its format refuses this conversation, or knows no tools.
         """
         raise TokenizerError("this model has no chat template: use an instruct model, or give it plain text")
+
+    def encode_fim(self, prompt: str, suffix: str = "") -> list[int]:
+        """The ids of a text with a gap, begin-of-text and the cue to fill it included.
+
+        Args:
+            prompt: what stands in front of the gap.
+            suffix: what stands behind it.
+
+        Raises:
+            TextEncodingError: lone surrogates.
+            TokenizerError: the model was not made for this.
+        """
+        raise TokenizerError(
+            "this model's tokenizer has no tokens for filling in the middle: use a model made for code"
+        )
 
 
 def check_unicode(text: str) -> None:
@@ -158,52 +203,6 @@ def check_unicode(text: str) -> None:
         raise TextEncodingError(
             f"the text is not valid Unicode: lone surrogate {text[error.start]!a} at character {error.start:,}"
         ) from None
-
-
-def check_messages(messages: Sequence[Mapping[str, str]], continue_final: bool) -> list[dict[str, str]]:
-    """A conversation as plain dicts of role and content, whatever mapping they came as.
-
-    Raises:
-        UsageError: no message, an unknown role, content that is not a string, or nothing to continue.
-        TextEncodingError: content with lone surrogates.
-    """
-    checked: list[dict[str, str]] = []
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-            raise UsageError(f"message {number} must be a mapping with 'role' and 'content'")
-        role, content = message["role"], message["content"]
-        if role not in ROLES:
-            raise UsageError(f"message {number} has the role {role!r}: use one of {', '.join(ROLES)}")
-        if not isinstance(content, str):
-            raise UsageError(f"message {number}: content must be a string, got {type(content).__name__}")
-        check_unicode(content)
-        checked.append({"role": str(role), "content": str(content)})
-    if not checked:
-        raise UsageError("a conversation needs at least one message")
-    if continue_final and checked[-1]["role"] != "assistant":
-        raise UsageError("continue_final continues an assistant's message, and the last message is not one")
-    return checked
-
-
-def with_guardrail(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The conversation with `GUARDRAIL` as its system message, merged with a system message that is already first."""
-    if messages and messages[0]["role"] == "system":
-        content = f"{GUARDRAIL}\n\n{messages[0]['content']}"
-        return [{"role": "system", "content": content}, *messages[1:]]
-    return [{"role": "system", "content": GUARDRAIL}, *messages]
-
-
-def with_guardrail_in_user_turn(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The conversation with `GUARDRAIL` in front of the first user message.
-
-    Raises:
-        TokenizerError: no user has spoken, so there is nowhere to put it.
-    """
-    for index, message in enumerate(messages):
-        if message["role"] == "user":
-            guarded = {"role": "user", "content": f"{GUARDRAIL}\n\n{message['content']}"}
-            return [*messages[:index], guarded, *messages[index + 1 :]]
-    raise TokenizerError("safe_prompt needs a user message: this model's chat template knows no system role")
 
 
 def check_vocabulary_size(size: int) -> None:
