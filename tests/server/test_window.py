@@ -127,3 +127,27 @@ def test_a_model_with_pins_of_its_own_keeps_them_in_every_window(running):
     assert narrow.account(100, "off", 0)["pinned"] == 3
     more = frame(config, Window(pins=Pins(first=5)), 100, [], list)
     assert (more.pins, more.n_pins(100)) == ((range(5),), 5)
+
+
+def test_a_model_that_sees_everything_has_an_end(serve, small_models, lm):
+    config = small_models.small_config([AttentionPattern()], vocab_size=lm.config.vocab_size, context=40)
+    with serve(type(lm)(small_models.small_decoder(config), lm.tokenizer, chunk=16)) as running:
+        client = running.client
+        reply = client.chat("x" * 100)
+        assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
+        assert reply.error["n_ctx"] == 40 < reply.error["n_prompt_tokens"]
+        answer = client.chat("x" * 20, max_tokens=1000, ignore_eos=True).json
+        assert answer["usage"]["total_tokens"] == 40
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert client.chat("x" * 100, window={"size": 16}).json["window"]["size"] == 16
+        assert client.chat("x" * 100, window={"overflow": "slide"}).json["window"]["size"] is None
+        assert client.chat(window={"pins": {"first": 2}}).status == 400
+        assert client.chat("x" * 100, window={"size": 16, "pins": {"first": 2}}).json["window"]["pinned"] == 2
+
+
+def test_a_long_prompt_is_submitted_off_the_loop(client, monkeypatch):
+    plain = client.chat("x" * 100, temperature=0).json["choices"]
+    monkeypatch.setattr("sash.server.answering.LONG", 50)
+    assert client.chat("x" * 100, temperature=0).json["choices"] == plain
+    assert client.chat("x" * 100, window={"size": 1}, stream=True).status == 200
+    assert client.chat(max_tokens=0).error["param"] == "max_tokens"

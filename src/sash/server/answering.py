@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 BEGIN_SECONDS = 10.0
 """How long a stream waits for the engine to take it up, so that what fails by then has a true status."""
 
+LONG = 8192
+"""Tokens of prompts beyond which even submitting them takes the event loop too long."""
+
 FRAMES = 6
 """Innermost calls that the log tells of where something of ours failed."""
 
@@ -156,8 +159,12 @@ class Answering:
         """
         box: Box[Part] = self._place.box() if self._plan.stream else self._place.box(limit=math.inf)
         call = Call(self._place.service, self._place.metrics, box, self._jobs(box))
-        call.start(request.receive)
         try:
+            if sum(map(len, self._plan.prompts)) * self._plan.n > LONG:
+                await self._place.prepare(call.submit)
+            else:
+                call.submit()
+            call.watch(request.receive)
             if self._plan.stream:
                 await call.begun(BEGIN_SECONDS)
                 pieces = self._frames(call, box, owner_of(request))

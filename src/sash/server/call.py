@@ -50,8 +50,8 @@ class Call:
         self.gone = False
         self.sequences: dict[int, Sequence] = {}
 
-    def start(self, receive: Receive) -> None:
-        """Submit all of them, or none; from then on watch for the client to leave.
+    def submit(self) -> None:
+        """Submit all of them, or none; from any thread.
 
         Raises:
             ApiError: the engine refused.
@@ -62,6 +62,9 @@ class Call:
         except SashError as error:
             self.cancel()
             raise from_sash(error, self._metrics.retry_after()) from error
+
+    def watch(self, receive: Receive) -> None:
+        """From now on cancel all of them as soon as the client leaves."""
         self._watcher = asyncio.get_running_loop().create_task(self._watch(receive))
 
     async def _watch(self, receive: Receive) -> None:

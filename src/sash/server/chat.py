@@ -82,6 +82,8 @@ def plan_chat(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
     lm = place.lm
     messages = as_messages(body.messages, place.settings.max_messages)
     continues = _continues(body)
+    if body.wanted_tokens == 0:
+        raise bad_field("max_tokens must be 1 or more", "max_tokens")
     calling = read_tools(lm.tokenizer, body)
     options = dict(calling.options)
     if body.safe_prompt:

@@ -69,6 +69,11 @@ def bad_field(message: str, param: str | None, code: str = "invalid_value", **de
     return ApiError(400, message, code=code, param=param, **details)
 
 
+def too_long(message: str, n_prompt: int, n_context: int) -> ApiError:
+    """A prompt that is too long, with the numbers that clients look for."""
+    return bad_field(message, "messages", "context_length_exceeded", n_prompt_tokens=n_prompt, n_ctx=n_context)
+
+
 _CODES: tuple[tuple[type[SashError], str, str | None], ...] = (
     (EmptyPromptError, "empty_prompt", None),
     (WindowError, "window_not_supported", "window"),

@@ -33,7 +33,8 @@ class Metrics:
         self._mean_seconds = 1.0
         self._service: Service | None = None
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
-        self._cached_tokens = self._counter("prompt_tokens_cached", "Tokens of prompts taken from a snapshot.")
+        self._asked_tokens = self._counter("prefix_cache_queries", "Tokens of prompts that a snapshot could have held.")
+        self._cached_tokens = self._counter("prefix_cache_hits", "Tokens of prompts taken from a snapshot.")
         self._generation_tokens = self._counter("generation_tokens", "Tokens written.")
         self._ended = self._counter("request_success", "Answers that ended.", "finished_reason")
         self._reuse = self._counter("prefix_reuse", "Prompts by what a snapshot gave them.", "result")
@@ -70,6 +71,7 @@ class Metrics:
         self._ended.labels(model, reason).inc()
         self._reuse.labels(model, sequence.reuse).inc()
         self._prompt_tokens.labels(model).inc(n_prompt)
+        self._asked_tokens.labels(model).inc(n_prompt if sequence.reuse != "off" else 0)
         self._cached_tokens.labels(model).inc(sequence.n_reused)
         self._generation_tokens.labels(model).inc(n_output)
         self._prompt_length.labels(model).observe(n_prompt)

@@ -7,8 +7,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from sash.errors import PromptOverflowError
-from sash.server.errors import ApiError, bad_field, from_validation
+from sash.server.errors import bad_field, from_validation, too_long
 from sash.server.fields import Fields, SamplingFields, ignored
 from sash.server.json_body import parse
 from sash.server.place import Place
@@ -47,7 +46,7 @@ def room_for(place: Place, body: SamplingFields, frame: Frame, prompts: Sequence
 
     Raises:
         ApiError: 400, more answers or tokens than one request may ask for.
-        PromptOverflowError: a model that sees everything was never trained on so long a prompt.
+            Or a model that sees everything was never trained on so long a prompt.
     """
     n_answers = (body.n or 1) * len(prompts)
     if n_answers > place.settings.max_choices:
@@ -72,18 +71,12 @@ def _left(frame: Frame, n_prompt: int, body: SamplingFields) -> int | None:
     if slides or told or not config.context:
         return None
     if n_prompt >= config.context:
-        raise PromptOverflowError(
+        message = (
             f"this model was trained on {config.context} tokens and the prompt has {n_prompt}: shorten it, or send"
             ' "window": {"size": N} to read it with a sliding window'
         )
+        raise too_long(message, n_prompt, config.context)
     return config.context - n_prompt
-
-
-def overflow(error: PromptOverflowError, frame_config_context: int, n_prompt: int) -> ApiError:
-    """A prompt that is too long, with the numbers that clients look for."""
-    return bad_field(
-        str(error), "messages", "context_length_exceeded", n_prompt_tokens=n_prompt, n_ctx=frame_config_context
-    )
 
 
 def check_prompt_logprobs(prompts: Sequence[Sequence[int]], n_top: int) -> None:

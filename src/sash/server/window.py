@@ -8,10 +8,11 @@ from typing import Any
 
 from sash.attention.pattern import AttentionPattern
 from sash.engine.lanes import Lane, lane_config
-from sash.errors import PinsError, PromptOverflowError, WindowError
+from sash.errors import PinsError, WindowError
 from sash.explain.spans import Spans
 from sash.explain.visible_keys import Flagged
 from sash.network.config import ModelConfig
+from sash.server.errors import too_long
 from sash.server.fields import Pins, Window
 
 LEAST_ROOM = 64
@@ -131,7 +132,7 @@ def frame(
     Raises:
         WindowError: a window larger than the model's.
         PinsError: pins that cannot be.
-        PromptOverflowError: a longer prompt than the window, where the request forbids sliding.
+        ApiError: 400, a longer prompt than the window, where the request forbids sliding.
     """
     asked = asked or Window()
     size = _smaller(config, asked.size)
@@ -143,10 +144,11 @@ def frame(
     n_pins = len(Spans.of((run.start, run.stop) for run in pins))
     narrowed = config.with_window(size) if size is not None else config
     if asked.overflow == "error" and narrowed.window is not None and n_prompt > narrowed.window:
-        raise PromptOverflowError(
+        message = (
             f"the prompt has {n_prompt} tokens and the window {narrowed.window}: send"
             ' "window": {"overflow": "slide"} to read it with the sliding window'
         )
+        raise too_long(message, n_prompt, narrowed.window)
     if n_pins and narrowed.window is None:
         raise PinsError("pins hold tokens back from sliding out, and this model has no window: give window.size too")
     lane = Lane(size, _room(narrowed, n_pins))
