@@ -18,7 +18,7 @@ const words = (text) => text.match(/\S+\s*/g) ?? [];
 const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** How the next token sees each message, counted token by token. */
-export function account(messages, window, size = SIZE) {
+export function account(messages, window, mixed = false, size = SIZE) {
   const limit = window?.size ?? size;
   const pinned = new Set(window?.pins?.messages ?? []);
   const counts = messages.map((message) => Math.max(words(message.content).length, 1) + 2);
@@ -28,7 +28,7 @@ export function account(messages, window, size = SIZE) {
     const row = { index, start: at, stop: at + n, direct: 0, pinned: 0, relayed: 0, out_of_reach: 0 };
     for (let token = at; token < at + n; token += 1) {
       const age = all - 1 - token;
-      if (age < limit) row.direct += 1;
+      if (age < limit || mixed) row.direct += 1;
       else if (pinned.has(index)) row.pinned += 1;
       else if (age <= LAYERS * (limit - 1)) row.relayed += 1;
       else row.out_of_reach += 1;
@@ -52,8 +52,11 @@ export class FakeServer {
   faults = [];
   key = null;
   models = ["smollm2-135m-instruct"];
+  /** Whether one layer has no window; the API then calls every token direct. */
+  mixed = false;
+  chats = true;
   reply = "This is a short answer with **bold** words.";
-  gap = 8;
+  gap = 2;
   cancelled = 0;
   authorizations = [];
 
@@ -77,16 +80,21 @@ export class FakeServer {
     if (this.key && request.headers.authorization !== `Bearer ${this.key}`) {
       return fail(response, 401, "this server asks for an API key", "invalid_api_key");
     }
-    if (path === "/v1/models") return send(response, { object: "list", data: this.models.map((id) => ({ id, object: "model" })) });
+    if (path === "/v1/models") return send(response, { object: "list", data: this.models.map((id) => this.#card(id)) });
     const chunks = [];
     for await (const chunk of request) chunks.push(chunk);
     const body = JSON.parse(Buffer.concat(chunks).toString());
     if (path === "/v1/window") {
       this.asked.window.push(body);
-      return send(response, account(body.messages, body.window));
+      return send(response, account(body.messages, body.window, this.mixed));
     }
     if (path === "/v1/chat/completions") return this.#chat(body, response);
     return fail(response, 404, `no such route: ${path}`, "not_found");
+  }
+
+  #card(id) {
+    const windows = [SIZE, SIZE, SIZE, this.mixed ? null : SIZE];
+    return { id, object: "model", capabilities: { completion_chat: this.chats }, attention: { window: SIZE, windows } };
   }
 
   async #file(path, response) {

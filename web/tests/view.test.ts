@@ -35,6 +35,12 @@ describe("the view", () => {
     );
   });
 
+  it("counts what the template adds behind the last message as seen", () => {
+    const view = readView({ n_tokens: 104, size: 40, capacity: { slots: 40, used: 40 }, messages: [row(0, 0, 0, 0, 64), row(1, 64, 36)] });
+    expect([view.tail, sums(view).direct, view.used]).toEqual([4, 40, 40]);
+    expect(sums(advance(view, 6))).toMatchObject({ direct: 40, relayed: 70 });
+  });
+
   it("puts the parts of a message from old to new", () => {
     expect(parts(slid().shares[2]!)).toEqual([{ kind: "relayed", tokens: 30 }, { kind: "direct", tokens: 10 }]);
     expect(mainKind(slid().shares[2]!)).toBe("relayed");

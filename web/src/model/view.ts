@@ -13,6 +13,8 @@ export interface View {
   used: number;
   pinned: number;
   shares: Share[];
+  /** Tokens behind the last message: how the template asks for an answer. */
+  tail: number;
   /** True where the page counted on by itself since the server last told. */
   estimated: boolean;
   /** Some layers have no window, or a larger one: what slides past the window stays in sight of those. */
@@ -68,7 +70,8 @@ export function readView(json: unknown, pinned: ReadonlySet<number> = new Set(),
       out: count(entry.out_of_reach),
     };
   });
-  const view = { tokens, size, slots: countOrNull(capacity.slots), used: 0, pinned: 0, shares, estimated: false, mixed };
+  const view = { tokens, size, slots: countOrNull(capacity.slots), used: 0, pinned: 0, shares, tail: 0, estimated: false, mixed };
+  if (shares.length > 0) view.tail = Math.max(tokens - Math.max(...shares.map(({ stop }) => stop)), 0);
   const all = sums(view);
   return {
     ...view,
@@ -83,7 +86,7 @@ export function total(share: Share): number {
 }
 
 export function sums(view: View): Record<Kind, number> {
-  const all = { direct: 0, some: 0, pinned: 0, relayed: 0, out: 0 };
+  const all = { direct: view.tail, some: 0, pinned: 0, relayed: 0, out: 0 };
   for (const share of view.shares) for (const kind of KINDS) all[kind] += share[kind];
   return all;
 }

@@ -1,6 +1,6 @@
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { useEffect } from "preact/hooks";
-import { answering, send, stop } from "../state/answering";
+import { answering, canChat, modelOf, send, stop } from "../state/answering";
 import { current } from "../state/library";
 import { draft } from "../state/windowing";
 import { IconButton } from "./icons";
@@ -24,13 +24,14 @@ export function Composer() {
   const box = useRef<HTMLTextAreaElement>(null);
   const busy = answering.value !== null;
   const text = draft.value;
+  const able = canChat(modelOf(current.value));
   useLayoutEffect(() => grow(box.current), [text]);
   useEffect(() => {
     draft.value = "";
     if (window.matchMedia("(pointer: fine)").matches) box.current?.focus();
   }, [current.value.id]);
   const go = () => {
-    if (busy || !text.trim()) return;
+    if (busy || !able || !text.trim()) return;
     send(text.trim());
     draft.value = "";
   };
@@ -57,7 +58,7 @@ export function Composer() {
         {busy ? (
           <IconButton icon="stop" label="Stop the answer" class="go" onClick={stop} />
         ) : (
-          <IconButton icon="send" label="Send" class="go" onClick={go} disabled={!text.trim()} />
+          <IconButton icon="send" label="Send" class="go" onClick={go} disabled={!able || !text.trim()} />
         )}
       </form>
       <p id="keys" class="keys"><kbd>Enter</kbd> sends, <kbd>Shift</kbd> <kbd>Enter</kbd> begins a line, <kbd>Esc</kbd> stops an answer</p>

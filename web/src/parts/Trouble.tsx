@@ -1,10 +1,20 @@
 import { useSignal } from "@preact/signals";
+import { canChat, modelOf } from "../state/answering";
+import { current } from "../state/library";
 import { apiKey } from "../state/preferences";
 import { greet, keyWanted, trouble } from "../state/server";
 
 /** One line about what keeps the page from the server, with what helps. */
 export function Trouble() {
   const failure = trouble.value;
+  const model = modelOf(current.value);
+  if (!failure && !canChat(model)) {
+    return (
+      <p class="failure" role="alert">
+        <span>{model} is a base model: it continues texts, at <code>/v1/completions</code>, and has no template to chat with.</span>
+      </p>
+    );
+  }
   if (!failure) return null;
   if (failure.kind === "key") return <KeyField message={apiKey.value ? failure.message : "This server asks for an API key."} />;
   return (

@@ -34,6 +34,11 @@ export function modelOf(conversation: Conversation): string | null {
   return known ? conversation.model : (models.value[0]?.id ?? null);
 }
 
+/** False for a base model: it continues texts, and has no template for a conversation. */
+export function canChat(model: string | null): boolean {
+  return models.value.find(({ id }) => id === model)?.capabilities?.completion_chat !== false;
+}
+
 /** Sends what was typed after the last message that is shown. */
 export function send(text: string): void {
   sendAfter(path(current.peek()).at(-1)?.id ?? null, text);

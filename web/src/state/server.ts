@@ -6,7 +6,7 @@ import { apiKey } from "./preferences";
 
 export interface ModelCard {
   id: string;
-  max_context_length?: number;
+  capabilities?: { completion_chat?: boolean };
   attention?: { window?: number | null; windows?: (number | null)[] };
 }
 

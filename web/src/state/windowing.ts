@@ -4,7 +4,7 @@ import { batch, computed, effect, signal } from "@preact/signals";
 import type { Conversation } from "../model/conversation";
 import { outgoing, windowBody } from "../model/request";
 import { advance, readView, type Share, type View } from "../model/view";
-import { answering, modelOf } from "./answering";
+import { answering, canChat, modelOf } from "./answering";
 import { current } from "./library";
 import { call, models } from "./server";
 
@@ -68,7 +68,7 @@ export function watch(): void {
     const model = modelOf(conversation);
     const busy = answering.value?.conversation === conversation.id;
     const typed = draft.value;
-    if (!model || busy) return;
+    if (!model || busy || !canChat(model)) return;
     const out = outgoing(conversation, undefined, typed);
     if (out.messages.length === 0) {
       clearTimeout(timer);
