@@ -123,6 +123,20 @@ def test_a_step_that_fails_ends_its_culprit(network, lonely, kind, pins) -> None
         assert said == heard(network, wanted)[: len(said)]  # what was sent before was right
 
 
+def test_prompt_logprobs_that_are_no_numbers(network, lonely) -> None:  # type: ignore[no-untyped-def]
+    faulty = Faulty(network)
+    service = service_over(faulty)  # type: ignore[arg-type]
+
+    def victim() -> Taken:
+        ticket, taken = submit(service, request_of(VICTIM, 30, prompt_logprobs=1))
+        faulty.victim, faulty.fails = ticket.sequence, lambda count: "nan" if count == 1 else None
+        return taken
+
+    ended = run_among_siblings(service, lonely, network, victim, turns=12)
+    assert isinstance(ended.sequence.error, NumericalError)
+    assert not ended.said
+
+
 def test_a_step_that_fails_once_costs_nobody_anything(network, lonely) -> None:  # type: ignore[no-untyped-def]
     faulty = Faulty(network)
     wanted = alone(network, request_of(VICTIM, 40))

@@ -12,6 +12,7 @@ that the others go on as if nothing had been: see `Runner._alone`.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence as Many
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from sash.engine.lanes import Lanes, Place
 from sash.engine.request import Lost, Request, Result, Sequence, Token, Work
-from sash.errors import SashError
+from sash.errors import DoesNotFitError, NumericalError, SashError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.packed import Network
@@ -61,18 +62,19 @@ class Runner:
             if len(works) == 1:
                 return [(works[0], _as_error(error, "computing"))]
             logger.warning("a step of %d sequences failed (%s): each is tried alone", len(works), type(error).__name__)
-            return [result for work in works for result in self._alone(place, work)]
+            written = not isinstance(error, DoesNotFitError)  # memory is taken before anything is computed
+            return [result for work in works for result in self._alone(place, work, written)]
         return self._reveal(place, works, hidden_TD)
 
-    def _alone(self, place: Place, work: Work) -> Results:
-        """Repeat one work of a forward that failed.
+    def _alone(self, place: Place, work: Work, written: bool) -> Results:
+        """Repeat one work of a forward that failed; `written` says that the forward may have begun to compute.
 
         A forward that failed half way may have written keys and values of some layers. A single token's go where
         nothing is any more that its sequence can see, so that its step can be repeated; what a longer chunk wrote over
         may be needed by its own first tokens, so its row has to be read anew.
         """
         sequence = work.sequence
-        if undo(place.cache, _row(sequence), sequence.position, work.n_tokens):
+        if undo(place.cache, _row(sequence), sequence.position, work.n_tokens) or not written:
             return self._attempt(place, [work])
         if sequence.request.row is not None:
             return [(work, SashError("a part of the text was lost when a step failed: feed it again"))]
@@ -90,11 +92,12 @@ class Runner:
         results: Results = []
         for end, work in zip(ends, works, strict=True):
             result: Result = None
+            logits_V = logits.pop(0) if work.writes else None
             try:
                 if work.sequence.request.prompt_logprobs is not None:
                     self._score(place.network, work, hidden_TD[end - work.n_tokens : end])
-                if work.writes:
-                    result = self._sample(work.sequence, logits.pop(0))
+                if logits_V is not None:
+                    result = self._sample(work.sequence, logits_V)
             except Exception as error:
                 result = _as_error(error, "choosing a token")
             results.append((work, result))
@@ -119,7 +122,7 @@ class Runner:
         sampled = sample(
             logits_V,
             request.params,
-            sequence.seen.ids,
+            sequence.seen.ids if request.params.repetition_penalty != 1 else (),
             self._generator(sequence),
             output=sequence.counts,
             mask=None if grammar is None else grammar.mask(),
@@ -186,6 +189,8 @@ def _scores(logits_NV: Tensor, wanted: Many[int], n_top: int) -> list[Token]:
     """Each token with its log-probability in its row, and the likeliest of that row."""
     scores_NV = logits_NV.float().log_softmax(-1)
     chosen_N = scores_NV.gather(1, torch.tensor(list(wanted), device=scores_NV.device)[:, None]).squeeze(1).tolist()
+    if any(math.isnan(score) for score in chosen_N):
+        raise NumericalError("the model's logits hold NaN: its weights are broken, or its dtype overflowed")
     top_NK, ids_NK = scores_NV.topk(n_top, -1) if n_top else (scores_NV[:, :0], scores_NV[:, :0])
     return [
         Token(token_id, chosen, tuple(zip(map(int, ids), tops, strict=True)))

@@ -14,16 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from sash.engine.admission import Room
-from sash.engine.engine import Steps
+from sash.engine.assembly import assemble
 from sash.engine.figures import Capacity, Figures, Health, State
-from sash.engine.gauges import Gauges
-from sash.engine.lanes import MAX_LANES, Lane, Lanes, cost_of, independent_lanes
+from sash.engine.lanes import Lane
 from sash.engine.request import Event, Request, Sequence
-from sash.engine.scheduler import Pace, Scheduler
 from sash.engine.snapshots import Snapshots
-from sash.errors import DoesNotFitError, DrainingError, PinsError, QueueFullError, SashError, UsageError
-from sash.network.cache import KVCache
+from sash.errors import DrainingError, PinsError, QueueFullError, SashError, UsageError
 from sash.network.packed import Network
 
 logger = logging.getLogger(__name__)
@@ -81,32 +77,22 @@ class Service:
             read_slice: prompt tokens of a step while somebody writes, where chunks change no numbers.
 
         Raises:
+            UsageError: numbers that cannot be.
             DoesNotFitError: `kv_memory` does not hold one sequence.
         """
-        if max_rows < 1 or max_waiting < 0 or token_budget < 1:
-            raise UsageError("a service needs 1 row, a budget of 1 token, and room for 0 that wait, or more")
+        if max_waiting < 0:
+            raise UsageError(f"those that wait are counted from 0; got {max_waiting}")
         self._config, self._max_waiting = decoder.config, max_waiting
-        cost = cost_of(decoder.config, kv, str(decoder.dtype).removeprefix("torch."))
-        row_bytes = cost(None, 1)
-        if row_bytes > kv_memory:
-            raise DoesNotFitError(
-                f"one sequence takes {row_bytes:,} bytes of keys and values, and there are {kv_memory:,}: give more"
-            )
-        n_rows = max(1, min(max_rows, kv_memory // max(1, row_bytes)))
-
-        def cache(network: Network) -> KVCache:
-            return KVCache(network.config, n_rows, network.dtype, network.device, kv, on_demand=True)
-
-        pace = Pace(
+        self._steps, self._gauges = assemble(
+            decoder,
+            kv=kv,
+            kv_memory=kv_memory,
+            max_rows=max_rows,
             chunk=chunk,
-            budget=token_budget,
-            slice=read_slice if decoder.independent else None,
-            anywhere=independent_lanes(decoder),
-            next_point=None if snapshots is None else snapshots.next_point,
+            token_budget=token_budget,
+            read_slice=read_slice,
+            snapshots=snapshots,
         )
-        room = Room(memory=kv_memory, max_lanes=MAX_LANES)
-        self._steps = Steps(Lanes(decoder, cache), Scheduler(range(n_rows), pace=pace, room=room, cost=cost), snapshots)
-        self._gauges = Gauges(self._steps, cost, kv_memory)
         self._state: State = "loading"
         self._error: str | None = None
         self._changed = threading.Condition()
@@ -242,8 +228,9 @@ class Service:
                 return False
             arrived, self._arrived = self._arrived, []
             cancelled, self._cancelled = self._cancelled, []
+            self._open.update((ticket.sequence, ticket) for ticket in arrived)
             for ticket in arrived:
-                self._open[ticket.sequence] = self._enqueue(ticket)
+                self._steps.scheduler.enqueue(ticket.sequence)
         for ticket in cancelled:
             if not ticket.ended:
                 self._steps.cancel(ticket.sequence)
@@ -256,10 +243,6 @@ class Service:
             self._hand_all(self._steps.compute())
             self._gauges.step()
         return True
-
-    def _enqueue(self, ticket: Ticket) -> Ticket:
-        self._steps.scheduler.enqueue(ticket.sequence)
-        return ticket
 
     def _hand_all(self, events: list[Event]) -> None:
         for event in events:
@@ -276,23 +259,27 @@ class Service:
             sequence.first_token = time.monotonic()
         if sequence.finish_reason is not None:
             sequence.finished = time.monotonic()
-            self._close(ticket)
+            self._hand_last(ticket, event)
+            return
         try:
             stops = ticket.take(event) is True
         except Exception as error:
             logger.exception("the receiver of a request's events failed")
-            if sequence.finish_reason is None:
-                self._steps.fail(sequence, SashError(f"the answer could not be handed over: {type(error).__name__}"))
-                self._hand(Event(sequence, 0, None))
-            return
-        if stops and sequence.finish_reason is None:
-            self._steps.cancel(sequence, "stop")
+            self._steps.fail(sequence, SashError(f"the answer could not be handed over: {type(error).__name__}"))
+            stops = True
+        if stops:
+            self._steps.cancel(sequence, "stop")  # nothing happens if it has just failed
             self._hand(Event(sequence, 0, None))
 
-    def _close(self, ticket: Ticket) -> None:
+    def _hand_last(self, ticket: Ticket, event: Event) -> None:
+        """Hand over the last event of a request, which is forgotten then."""
         del self._open[ticket.sequence]
+        ticket.ended = True
+        try:
+            ticket.take(event)
+        except Exception:
+            logger.exception("the receiver of a request's last event failed")
         with self._changed:
-            ticket.ended = True
             self._n_open -= 1
             self._changed.notify_all()
 
