@@ -275,6 +275,22 @@ def test_bytes_of_shared_blocks_count_once() -> None:
     assert sum(store.nbytes for store in cache.stores.values()) == 0
 
 
+def test_blocks_follow_a_cache_to_its_device() -> None:
+    network, text = network_of("global"), Text(1)
+    cache = cache_of(network, kv="int8")
+    list(text.read(network, cache, cache.allocate(), 30))
+    (store,) = (store for store in cache.stores.values() if isinstance(store, GrowingStore))
+    block = store.blocks[0][-1]
+    assert block.on(torch.device("cpu")) is block
+    moved = block.on(torch.device("meta"))
+    assert moved.used == block.used
+    for tensor, other in zip([*moved.slots.tensors(), moved.flags], [*block.slots.tensors(), block.flags], strict=True):
+        assert tensor is not None
+        assert other is not None
+        assert tensor.device.type == "meta"
+        assert (tensor.shape, tensor.dtype) == (other.shape, other.dtype)
+
+
 def test_rings_are_copied_as_far_as_they_hold_something() -> None:
     network, text = network_of("pins"), Text(1)
     cache = cache_of(network, 4)

@@ -175,7 +175,7 @@ def _write_all(file: IO[bytes], label: Label, state: RowState, tensors: list[Ten
 
 
 def _bytes_of(tensor: Tensor) -> Any:
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 What is asked of the folder never waits for the disk, but for `load` and `close`. When more snapshots wait to be written
 than there is room for, the oldest of them stays in memory only. Files are removed least recently used first, those of
 other models among them; files that are refused are left alone until their turn comes. Nothing that the disk does
-breaks anything: it is logged, and the snapshot is not on disk.
+breaks anything: it is logged, and the snapshot is not on disk. A folder is meant for one process: several do each other
+no harm, but none counts what the others have written since it began.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -14,14 +15,14 @@ from sash.network.fused import FusedDecoder
 from sash.network.packed import Network
 from sash.quantize import PackedEmbedding, PackedLinear
 
-_SAMPLE = 4096
-"""Bytes of each tensor that are looked at."""
+_PIECES, _PIECE = 16, 256
+"""So many pieces of so many bytes of each tensor are looked at: few pages of a file that is mapped."""
 
 
 def fingerprint(network: Network, kv: str) -> str:
     """Of a network's configuration and weights, of what computes it, and of what keys and values are kept as; hex.
 
-    Of each tensor 4,096 bytes, spread over all of it, stand for the whole: reading a large checkpoint twice would cost
+    Of each tensor a few pieces, spread over all of it, stand for the whole: reading a large checkpoint twice would cost
     more than a start may. Weights of another training differ there; a single number that was changed may not.
 
     Args:
@@ -29,13 +30,20 @@ def fingerprint(network: Network, kv: str) -> str:
         kv: as `sash.network.cache.KVCache` takes it.
     """
     digest = hashlib.blake2b(digest_size=20)
-    by = (serving_isa(), torch.backends.cpu.get_cpu_capability(), torch.__version__, str(network.device))
+    by = (_version(), serving_isa(), torch.backends.cpu.get_cpu_capability(), torch.__version__, str(network.device))
     for part in (type(network).__name__, network.config, network.dtype, kv, *by):
         digest.update(repr(part).encode() + b"\0")
     for name, tensor in _tensors(network):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + b"\0")
         digest.update(_sample(tensor))
     return digest.hexdigest()
+
+
+def _version() -> str:
+    try:
+        return version("sash")
+    except PackageNotFoundError:  # run from its source
+        return ""
 
 
 def _tensors(network: Network) -> Iterator[tuple[str, Tensor]]:
@@ -57,9 +65,10 @@ def _tensors(network: Network) -> Iterator[tuple[str, Tensor]]:
 
 
 def _sample(tensor: Tensor) -> bytes:
-    """Bytes of a tensor at even distances."""
+    """Pieces of a tensor at even distances, the first and the last of it among them."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    if len(flat) > _SAMPLE:
-        # An odd distance, so that all bytes of a number are met, not always the same one.
-        flat = flat[:: max(1, len(flat) // _SAMPLE) | 1][:_SAMPLE]
-    return flat.numpy().tobytes()
+    last = len(flat) - _PIECE
+    if last < _PIECES * _PIECE:
+        return flat.numpy().tobytes()
+    starts = [last * piece // (_PIECES - 1) for piece in range(_PIECES)]
+    return b"".join(flat[start : start + _PIECE].numpy().tobytes() for start in starts)

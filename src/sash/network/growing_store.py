@@ -62,6 +62,14 @@ class Block:
             self.flags[:count] = other.flags[:count]
         self.used = count
 
+    def on(self, device: torch.device) -> Block:
+        """This block, or a copy of it on another device."""
+        if self.slots.numbers.device == device:
+            return self
+        scales, flags = self.slots.scales, self.flags
+        moved = Vectors(self.slots.numbers.to(device), None if scales is None else scales.to(device))
+        return Block(moved, None if flags is None else flags.to(device), self.used)
+
     def shortened(self, count: int) -> Block:
         """A copy of the first `count` slots that has no others."""
         return Block(
@@ -244,5 +252,5 @@ class GrowingStore:
     def restore(self, row: int, state: GrowingState, length: int) -> None:
         """Take `state` over into an empty row, as of `length` tokens: blocks are shared until somebody goes on."""
         sizes = block_sizes(length)
-        self.blocks[row] = list(state.blocks[: len(sizes)])
+        self.blocks[row] = [block.on(self.layout.device) for block in state.blocks[: len(sizes)]]
         self._starts[row] = [0, *accumulate(sizes)]
