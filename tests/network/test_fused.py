@@ -160,6 +160,58 @@ def test_many_pins_read_before_anything_else_change_nothing(pins, head_dim, kv):
         assert apart_T.max() < 0.05
 
 
+def flagged(pins: list[int], room: int, *, mixed: bool, **changes) -> tuple[FusedDecoder, Decoder]:
+    config = config_of(mixed=mixed, **changes).with_window(None, room, pin_by="flag")
+    decoder = decoder_of(config)
+    return FusedDecoder(config, parts_of(decoder)), decoder
+
+
+@torch.inference_mode()
+def read_flagged(network: FusedDecoder, pins: list[int], sizes: list[int], kv: str = "auto") -> torch.Tensor:
+    cache = KVCache(network.config, 2, torch.bfloat16, kv=kv)
+    cache.allocate()
+    row, at, outs = cache.allocate(), 0, []
+    for size in sizes:
+        flags = [[position in pins for position in range(at, at + size)]]
+        outs.append(network(Batch.pack([IDS[at : at + size]], [at], [row], pinned=flags), cache))
+        at += size
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize("pins", [[0], [5, 6, 7, 8], [3, 17, 18, 40, 41, 42, 90], [31, 32, 33, 63, 64], [99]])
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_pins_by_flag_in_any_chunk_as_the_eager_network_holds_them(pins, kv, mixed):
+    network, decoder = flagged(pins, 8, mixed=mixed)
+    whole = read_flagged(network, pins, [LENGTH], kv)
+    for sizes in ([1] * LENGTH, [7, 1, 1, 30, 61], [W] * 6 + [4], [41, 1, 58]):
+        assert torch.equal(read_flagged(network, pins, sizes, kv), whole), sizes
+    if kv == "auto":
+        flags = [[position in pins for position in range(LENGTH)]]
+        with torch.inference_mode():
+            wanted = decoder(Batch.pack([IDS], pinned=flags))
+            assert torch.equal(network(Batch.pack([IDS], pinned=flags)), whole)
+        apart_T = (whole - wanted).norm(dim=1) / wanted.norm(dim=1)
+        assert apart_T.max() < 0.05
+
+
+def test_the_first_pinned_by_flag_are_the_first_pins():
+    network, _ = flagged([0, 1, 2], 3, mixed=False)
+    first = FusedDecoder(CONFIGS["pins"], network.parts)
+    sizes = [7, 1, 1, 30, 61]
+    assert torch.equal(read_flagged(network, [0, 1, 2], sizes), read(first, sizes))
+
+
+def test_many_flags_in_a_long_text_and_wide_heads():
+    pins = list(range(2, 62, 4))
+    network, decoder = flagged(pins, 16, mixed=False, dim=96, n_heads=2, n_kv_heads=1, head_dim=48, n_layers=2)
+    whole = read_flagged(network, pins, [LENGTH])
+    assert torch.equal(read_flagged(network, pins, [13] * 7 + [9]), whole)
+    with torch.inference_mode():
+        wanted = decoder(Batch.pack([IDS], pinned=[[position in pins for position in range(LENGTH)]]))
+    assert ((whole - wanted).norm(dim=1) / wanted.norm(dim=1)).max() < 0.05
+
+
 @torch.inference_mode()
 def test_no_cache_and_a_cache_agree_bit_for_bit(fused):
     assert torch.equal(fused(Batch.pack([IDS])), read(fused, [40, 60]))

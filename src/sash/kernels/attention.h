@@ -20,16 +20,16 @@ struct KeyRun {
   int64_t stride;
   const float* key_scales = nullptr;
   const float* value_scales = nullptr;
-  bool pinned = false;  // Its positions are below the task's `pins`, and meet the clamped queries.
+  bool pinned = false;  // Its positions stay visible beyond the window, and meet the clamped queries.
 };
 
 // One key/value head of one sequence in one step. Query row t * per_group + r is head r of the group at token t, of
-// position + t; it sees keys j <= its position with j > its position - window (window 0: all) or j < pins.
+// position + t; it sees keys j <= its position with j > its position - window (window 0: all) or j in a pinned run.
 struct AttentionTask {
   const uint16_t* q;          // bfloat16 [n_tokens * per_group][head_dim], already rotated.
   const uint16_t* q_clamped;  // The same, rotated to meet pins; null where they are the same.
   int64_t n_tokens, per_group, head_dim;
-  int64_t position, window, pins;
+  int64_t position, window;
   const KeyRun* runs;  // Pinned runs first, then in ascending position; they cover all that the queries see.
   int64_t n_runs;
   float scale;

@@ -28,17 +28,37 @@ class Unit {
   }
 
   void run() {
-    if (task_.pins > 0) {
+    if (task_.n_runs > 0 && task_.runs[0].pinned) {
       load_queries(task_.q_clamped ? task_.q_clamped : task_.q);
-      sweep(true, 0, task_.pins, 0);
+      each_pinned([&](int64_t first, int64_t stop) { sweep(true, first, stop, 0); });
     }
     load_queries(task_.q);
-    sweep(false, task_.pins, INT64_MAX, task_.window);
+    int64_t from = 0;
+    each_pinned([&](int64_t first, int64_t stop) {
+      sweep(false, from, first, task_.window);
+      from = stop;
+    });
+    sweep(false, from, INT64_MAX, task_.window);
     finish();
   }
 
  private:
   int64_t n_pairs() const { return (n_rows_ + kQueryPair - 1) / kQueryPair; }
+
+  // Calls `body` with each stretch of pinned positions in turn; runs side by side are one stretch.
+  template <class Body>
+  void each_pinned(Body&& body) const {
+    int64_t first = 0, stop = -1;
+    for (int64_t i = 0; i < task_.n_runs && task_.runs[i].pinned; ++i) {
+      const KeyRun& run = task_.runs[i];
+      if (run.first_position != stop) {
+        if (stop >= 0) body(first, stop);
+        first = run.first_position;
+      }
+      stop = run.first_position + run.count;
+    }
+    if (stop >= 0) body(first, stop);
+  }
 
   // Copies the queries into the layout of the products; rows past the last are zeros.
   void load_queries(const uint16_t* q) {
@@ -53,22 +73,24 @@ class Unit {
       for (int64_t dim = 0; dim < dims; ++dim) scratch_.q[row * dims + dim] = from_bf16(from[dim]);
 #endif
     }
+#if defined(__AMX_TILE__)
+    if (n_rows_ <= 16) FewRows(task_, scratch_).load_queries();
+#endif
   }
 
   // All rows over all keys from `first` to before `stop` that some row sees.
   void sweep(bool pinned, int64_t first, int64_t stop, int64_t window) {
     const int64_t oldest = window ? most(first, scratch_.position[0] - window + 1) : first;
     const int64_t end = least(stop, scratch_.position[n_rows_ - 1] + 1);
+    if (oldest >= end) return;
     Item item;
     item.first = first, item.stop = stop, item.window = window;
 #if defined(__AMX_TILE__)
     FewRows few(task_, scratch_);
-    if (n_rows_ <= 16) few.load_queries();
 #endif
     for (int64_t base = oldest / kKeyGroup * kKeyGroup; base < end; base += kKeyGroup) {
       const int64_t from = most(oldest - base, 0) / kKeyBlock;
       const int64_t to = least(end - base + kKeyBlock - 1, kKeyGroup) / kKeyBlock;
-      if (from >= to) continue;  // Before the pins end, nothing after them is seen yet.
 #if defined(__AMX_TILE__)
       if (n_rows_ <= 16) {
         item.n_rows = n_rows_;

@@ -104,13 +104,16 @@ void bind_plan(nb::module_& module) {
         return new Plan{n_tokens, int8_kv, mixing, {}};
       }))
       .def("add_kind",
-           [](Plan& plan, int64_t window, int64_t pins, uintptr_t cos, uintptr_t sin, uintptr_t clamped_cos,
-              uintptr_t clamped_sin) {
-             plan.kinds.push_back({window, pins, at<const float>(cos), at<const float>(sin),
-                                   at<const float>(clamped_cos), at<const float>(clamped_sin), {}});
+           [](Plan& plan, int64_t window, uintptr_t cos, uintptr_t sin, uintptr_t clamped_cos, uintptr_t clamped_sin) {
+             plan.kinds.push_back({window, at<const float>(cos), at<const float>(sin), at<const float>(clamped_cos),
+                                   at<const float>(clamped_sin), {}});
            })
-      .def("add_span", [](Plan& plan, int64_t start, int64_t count,
-                          int64_t position) { plan.kinds.back().spans.push_back({start, count, position, {}, {}}); })
+      .def("add_span", [](Plan& plan, int64_t start, int64_t count, int64_t position) {
+        plan.kinds.back().spans.push_back({start, count, position, {}, {}, {}});
+      })
+      .def("add_own_pins", [](Plan& plan, int64_t first, int64_t count) {
+        plan.kinds.back().spans.back().pins.push_back({first, count});
+      })
       .def("add_held",
            [](Plan& plan, int64_t first_position, int64_t count, bool pinned, uintptr_t keys, uintptr_t values,
               int64_t layer_stride, int64_t head_stride, int64_t token_stride, uintptr_t key_scales,

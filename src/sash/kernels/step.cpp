@@ -141,39 +141,41 @@ void Stepper::attend_unit(const Layer& layer, Frame& frame, int64_t index, char*
   const AttentionUnit& unit = frame.units[a.kind][index];
   const SpanPlan& span = *unit.span;
   const int64_t per_group = a.n_heads / a.n_kv_heads, size = frame.plan->int8_kv ? 1 : 2;
+  const size_t most = span.held.size() + 2 * span.pins.size() + 1;
   KeyRun local[8];
   std::vector<KeyRun> more;
   KeyRun* runs = local;
-  if (span.held.size() + 2 > 8) {
-    more.resize(span.held.size() + 2);
+  if (most > 8) {
+    more.resize(most);
     runs = more.data();
   }
   int n_runs = 0;
-  for (const HeldRun& held : span.held) {
-    const Slots& s = held.slots;
-    const int64_t at = a.layer_in_store * s.layer_stride + unit.head * s.head_stride;
-    const int64_t scale_at = a.layer_in_store * s.scale_layer_stride + unit.head * s.scale_head_stride;
-    runs[n_runs++] = KeyRun{held.first_position, held.count, s.keys + at, s.values + at, s.token_stride,
-                            frame.plan->int8_kv ? s.key_scales + scale_at : nullptr,
-                            frame.plan->int8_kv ? s.value_scales + scale_at : nullptr, held.pinned};
-  }
-  // Of the step's own tokens, the first may be pins.
   const int64_t first_slot = unit.head * frame.n_tokens + span.start;
-  const int64_t pins = std::min(span.count, std::max<int64_t>(0, kind.pins - span.position));
   const auto own = [&](int64_t from, int64_t count, bool pinned) {
     const int64_t slot = first_slot + from;
-    return KeyRun{span.position + from, count, frame.keys + slot * a.head_dim * size,
-                  frame.values + slot * a.head_dim * size, a.head_dim * size,
-                  frame.plan->int8_kv ? frame.key_scales + slot : nullptr,
-                  frame.plan->int8_kv ? frame.value_scales + slot : nullptr, pinned};
+    runs[n_runs++] = KeyRun{span.position + from, count, frame.keys + slot * a.head_dim * size,
+                            frame.values + slot * a.head_dim * size, a.head_dim * size,
+                            frame.plan->int8_kv ? frame.key_scales + slot : nullptr,
+                            frame.plan->int8_kv ? frame.value_scales + slot : nullptr, pinned};
   };
-  if (pins > 0) {
-    const auto end_of_pins = std::find_if(runs, runs + n_runs, [](const KeyRun& run) { return !run.pinned; });
-    std::copy_backward(end_of_pins, runs + n_runs, runs + n_runs + 1);
-    *end_of_pins = own(0, pins, true);
-    ++n_runs;
+  for (const bool pinned : {true, false}) {
+    for (const HeldRun& held : span.held) {
+      if (held.pinned != pinned) continue;
+      const Slots& s = held.slots;
+      const int64_t at = a.layer_in_store * s.layer_stride + unit.head * s.head_stride;
+      const int64_t scale_at = a.layer_in_store * s.scale_layer_stride + unit.head * s.scale_head_stride;
+      runs[n_runs++] = KeyRun{held.first_position, held.count, s.keys + at, s.values + at, s.token_stride,
+                              frame.plan->int8_kv ? s.key_scales + scale_at : nullptr,
+                              frame.plan->int8_kv ? s.value_scales + scale_at : nullptr, pinned};
+    }
+    int64_t from = 0;
+    for (const OwnPins& pins : span.pins) {
+      if (pinned) own(pins.first, pins.count, true);
+      if (!pinned && from < pins.first) own(from, pins.first - from, false);
+      from = pins.first + pins.count;
+    }
+    if (!pinned && from < span.count) own(from, span.count - from, false);
   }
-  if (pins < span.count) runs[n_runs++] = own(pins, span.count - pins, false);
 
   const int64_t q_at = (unit.head * frame.n_tokens + span.start) * per_group * a.head_dim;
   AttentionTask task{};
@@ -184,7 +186,6 @@ void Stepper::attend_unit(const Layer& layer, Frame& frame, int64_t index, char*
   task.head_dim = a.head_dim;
   task.position = span.position;
   task.window = kind.window;
-  task.pins = kind.pins;
   task.runs = runs;
   task.n_runs = n_runs;
   task.scale = a.scale;

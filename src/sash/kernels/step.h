@@ -58,15 +58,21 @@ struct Write {
   Slots slots;
 };
 
+// Of a span's tokens, those from its `first` on that are pinned.
+struct OwnPins {
+  int64_t first, count;
+};
+
 struct SpanPlan {
   int64_t start, count, position;
   std::vector<HeldRun> held;
   std::vector<Write> writes;
+  std::vector<OwnPins> pins;
 };
 
 // What the layers of one pattern and rotary embedding do in a step.
 struct KindPlan {
-  int64_t window, pins;
+  int64_t window;
   const float *cos, *sin;                  // [tokens][head_dim / 2]
   const float *clamped_cos, *clamped_sin;  // For queries against pins; null where nothing is clamped.
   std::vector<SpanPlan> spans;

@@ -41,8 +41,6 @@ def why_not(config: ModelConfig) -> str | None:
     for pattern in config.patterns:
         if not pattern.causal or pattern.dilation > 1 or pattern.global_tokens:
             return "a pattern with dilation, global tokens or sight of what follows"
-        if pattern.pins and pattern.pin_by != "first":
-            return "pins chosen by a flag"
     return None
 
 

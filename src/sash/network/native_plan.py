@@ -18,7 +18,7 @@ from sash.kernels import native
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import RopeConfig
-from sash.network.ring_store import RingStore
+from sash.network.ring_store import RingStore, pins_among
 from sash.network.slots import HeldRun, Placement
 from sash.network.stores import Store
 
@@ -67,18 +67,19 @@ class NativePlan:
         own = angles(rope_config, self._batch.positions_T)
         self._kept.append(own)
         clamped = (0, 0)
-        limit = pattern.pins + (pattern.reach_back or 0)
-        if pattern.pins and max(span.position + len(span) for span in self._batch.spans) - 1 > limit:
-            # Queries past `limit` have the last pin out of their window; it is the same for all sequences.
-            turned = angles(rope_config, pattern.clamp(self._batch.positions_T, torch.tensor(pattern.pins - 1)))
+        store = None if self._cache is None else self._cache.stores[pattern]
+        positions_T = clamped_positions(pattern, self._batch, store) if pattern.pins else None
+        if positions_T is not None:
+            turned = angles(rope_config, positions_T)
             self._kept.append(turned)
             clamped = (turned[0].data_ptr(), turned[1].data_ptr())
-        self.native.add_kind(pattern.window or 0, pattern.pins, own[0].data_ptr(), own[1].data_ptr(), *clamped)
-        store = None if self._cache is None else self._cache.stores[pattern]
+        self.native.add_kind(pattern.window or 0, own[0].data_ptr(), own[1].data_ptr(), *clamped)
         if store is not None and pattern not in self._placements:
             self._placements[pattern] = [store.place(self._batch, span) for span in self._batch.spans]
         for index, span in enumerate(self._batch.spans):
             self.native.add_span(span.start, len(span), span.position)
+            for first, count in pins_among(pattern, self._batch, span):
+                self.native.add_own_pins(first, count)
             if store is None:
                 continue
             oldest = 0 if pattern.reach_back is None else max(0, span.position - pattern.reach_back)
@@ -88,6 +89,25 @@ class NativePlan:
                 self.native.add_held(run.first_position, run.size, pinned, *_slots(store, span.row, run))
             for token, run in self._placements[pattern][index]:
                 self.native.add_write(token, run.size, *_slots(store, span.row, run))
+
+
+def clamped_positions(pattern: AttentionPattern, batch: Batch, store: Store | None) -> Tensor | None:
+    """Positions at which a step's queries meet pins, [T], by `AttentionPattern.clamp`; None if all are their own."""
+    all_T: Tensor | None = None
+    for span in batch.spans:
+        last_pin = -1 if store is None else store.last_pin(span.row)
+        own, last = pins_among(pattern, batch, span), span.position + len(span) - 1
+        if not own and (last_pin < 0 or pattern.clamp(last, last_pin) == last):
+            continue
+        positions_T = batch.positions_T[span.start : span.stop]
+        pins_T = torch.full_like(positions_T, last_pin)
+        for first, count in own:
+            pins_T[first : first + count] = positions_T[first : first + count]
+        clamped_T = pattern.clamp(positions_T, pins_T.cummax(0).values)
+        if not torch.equal(clamped_T, positions_T):
+            all_T = batch.positions_T.clone() if all_T is None else all_T
+            all_T[span.start : span.stop] = clamped_T
+    return all_T
 
 
 def _slots(store: Store, row: int, run: HeldRun) -> tuple[int, ...]:

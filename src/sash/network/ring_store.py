@@ -160,7 +160,7 @@ class RingStore:
             PinsError: more tokens are flagged than the pattern has pins.
         """
         row, n_tokens = span.row, len(span)
-        pinned = self._pins_among(batch, span)
+        pinned = pins_among(self.pattern, batch, span)
         taken = self._n_pinned[row]
         n_pins = sum(count for _, count in pinned)
         if taken + n_pins > self.pattern.pins:
@@ -179,17 +179,6 @@ class RingStore:
         """Tokens [a, b) of a span into the ring."""
         runs = self._around(span.position + a, b - a)
         return [Put(span.start + run.first_position - span.position, run) for run in runs]
-
-    def _pins_among(self, batch: Batch, span: Span) -> list[tuple[int, int]]:
-        """(first, count) of each stretch of a span's tokens that are pins."""
-        if not self.pattern.pins:
-            return []
-        if self.pattern.pin_by == "first":
-            count = min(self.pattern.pins - span.position, len(span))
-            return [(0, count)] if count > 0 else []
-        if batch.pinned_T is None:
-            return []
-        return stretches(batch.pinned_T[span.start : span.stop].tolist())
 
     def write(self, layer: int, row: int, placement: Placement, keys_GT: Vectors, values_GT: Vectors) -> None:
         """Commit a step's keys and values of one layer to a row, as `layout.kept` gives them."""
@@ -287,3 +276,15 @@ class RingStore:
         self._n_pinned[row] = sum(run.size for run in self._pinned[row])
         self.slots(row, "pins")[:, :, :, : self._n_pinned[row]].copy_(state.pins[:, :, :, : self._n_pinned[row]])
         self._begin[row] = None if state.begin is None or state.begin >= length else state.begin
+
+
+def pins_among(pattern: AttentionPattern, batch: Batch, span: Span) -> list[tuple[int, int]]:
+    """(first, count) of each stretch of a span's tokens that are pins."""
+    if not pattern.pins:
+        return []
+    if pattern.pin_by == "first":
+        count = min(pattern.pins - span.position, len(span))
+        return [(0, count)] if count > 0 else []
+    if batch.pinned_T is None:
+        return []
+    return stretches(batch.pinned_T[span.start : span.stop].tolist())
