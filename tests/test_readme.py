@@ -5,9 +5,12 @@ Commands and programs that need a model of the catalogue run with the models' te
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,6 +25,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = [(found[1], found[2]) for found in FENCE.finditer(README)]
+SERVED = "http://127.0.0.1:8000"
+"""Where servers of the README are."""
+
 LONGFORMER = "longformer-base-4096"
 """A folder that a program of the README reads; a small one of random weights stands in for it."""
 
@@ -85,11 +91,44 @@ def make(*arguments: str) -> list[str]:
     return result.stdout.splitlines()
 
 
+def assert_served(text: str, folder: Path) -> None:
+    """A server starts, on a port that is free; the commands that talk to it do; it ends when it is told to."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    server = subprocess.Popen(
+        [*shlex.split(text), "--port", str(port)], cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stderr is not None
+        said = list(itertools.takewhile(lambda line: not line.startswith("serving"), server.stderr))
+        assert server.poll() is None, said
+        url = f"http://127.0.0.1:{port}"
+        talks = [command.text.replace(SERVED, url) for command in COMMANDS if SERVED in command.text]
+        assert talks
+        for talk in talks:
+            result = run(["bash", "-c", talk], folder, "Hello!\n/bye\n")
+            assert result.returncode == 0, result.stderr
+            assert result.stdout.strip()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+        server.communicate()
+
+
 @pytest.mark.parametrize("command", [pytest.param(c, id=c.text[:60], marks=marked(c.text)) for c in COMMANDS])
 def test_a_command(command: Command, folder: Path):
     if command.text.startswith("make "):
         # Shown to expand, not run: they install and test everything.
         assert make(*shlex.split(command.text)[1:])
+        return
+    if command.text.startswith("sash serve "):
+        assert_served(command.text, folder)
+        return
+    if SERVED in command.text:
+        # What talks to a server runs with the command that starts one.
+        assert any(other.text.startswith("sash serve ") for other in COMMANDS)
         return
     typed = "Hello!\n/bye\n" if " chat " in command.text else ""
     result = run(["bash", "-o", "pipefail", "-c", command.text], folder, typed)

@@ -197,33 +197,44 @@ def command(
     user message, base models as plain text. A model that is not here is pulled. With --server URL a server does it,
     and what is said without MODEL is the PROMPT. Ctrl-C ends the answer, and the exit code is then 130.
     """
-    if logprobs is not None and not as_json:
-        raise UsageError("--logprobs is part of the JSON object: add --json")
-    may_slide = _may_slide(overflow)
+    may_slide = _may_slide(overflow, tells_logprobs=logprobs is None or as_json)
     params = options.sampling(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos,
     )  # fmt: skip
-    size, n_pins = options.parse_view(window, pins)
+    view = options.parse_view(window, pins)
     watched = Watched.of(pin, pin_budget, pin_overflow, instruction, mark, audit)
     if server is not None and prompt is None:
         model, prompt = None, model
-    files = file or ([] if prompt is not None or sys.stdin.isatty() else ["-"])
-    given = Prompt.check(files, prompt, chat=chat, system=system, safe_prompt=safe_prompt)
+    given = Prompt.check(_files(file, prompt), prompt, chat=chat, system=system, safe_prompt=safe_prompt)
     loading = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv, "weights": weights}
     if server is not None:
-        options.check_unsaid(loading)
-        watched.check_local()
-        field = window_field(size, n_pins, may_slide=may_slide)
-        asked = Asked(model=model, window=field, as_json=as_json, show_stats=stats)
+        _check_remote(loading, watched)
+        asked = Asked(model=model, window=window_field(*view, may_slide=may_slide), as_json=as_json, show_stats=stats)
         return run_at(Server(server, api_key), given, params, asked)
-    if model is None:
-        raise UsageError("name a MODEL: `sash ls` lists those that are here")
-    lm = options.load_lm(model, window=window, pins=pins, **loading)  # type: ignore[arg-type]
+    lm = options.load_lm(_named(model), window=window, pins=pins, **loading)  # type: ignore[arg-type]
     return answer(lm, given, params, may_slide=may_slide, as_json=as_json, show_stats=stats, watched=watched)
 
 
-def _may_slide(overflow: str) -> bool:
+def _files(file: list[str] | None, prompt: str | None) -> list[str]:
+    return file or ([] if prompt is not None or sys.stdin.isatty() else ["-"])
+
+
+def _named(model: str | None) -> str:
+    if model is None:
+        raise UsageError("name a MODEL: `sash ls` lists those that are here")
+    return model
+
+
+def _check_remote(loading: dict[str, Any], watched: Watched) -> None:
+    """Refuse what only the model's own process can do."""
+    options.check_unsaid(loading)
+    watched.check_local()
+
+
+def _may_slide(overflow: str, *, tells_logprobs: bool) -> bool:
+    if not tells_logprobs:
+        raise UsageError("--logprobs is part of the JSON object: add --json")
     choices: dict[str, Literal[True, False]] = {"slide": True, "error": False}
     if overflow not in choices:
         raise UsageError(f"--overflow is slide or error; got {overflow!r}")
