@@ -270,6 +270,39 @@ flow("takes over what another tab saved", async ({ page, context, server }) => {
   assert.equal(await turns(page).count(), 4);
 });
 
+flow("works where the browser keeps nothing, and says so", async ({ browser, server }) => {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 820 } });
+  await context.addInitScript(() => {
+    IDBFactory.prototype.open = () => { throw new DOMException("no", "SecurityError"); };
+    Storage.prototype.getItem = Storage.prototype.setItem = () => { throw new DOMException("no", "SecurityError"); };
+  });
+  const { page, complaints } = await visit(browser, server.url, { context });
+  await talk(page, "Hello");
+  await talk(page, "Again");
+  assert.equal(await answers(page).count(), 2);
+  await page.getByText("This browser keeps nothing here").waitFor();
+  assert.deepEqual(complaints, []);
+  await context.close();
+}, { own: true });
+
+flow("stays quick with five hundred messages", async ({ page, folder, server }) => {
+  const messages = Array.from({ length: 500 }, (_, index) => ({
+    role: index % 2 ? "assistant" : "user",
+    content: `Message ${index}: ${"some words and `code` ".repeat(12)}`,
+  }));
+  const file = join(folder, "long.jsonl");
+  await writeFile(file, `${JSON.stringify({ messages })}\n`);
+  await page.getByLabel("File to import").setInputFiles(file);
+  await page.getByText("Message 499").waitFor();
+  await until("its window", () => server.asked.window.at(-1)?.messages.length === 500);
+  const drawn = await page.evaluate(() => document.querySelectorAll("li.turn .stile .part").length);
+  assert.ok(drawn >= 500);
+  server.reply = LONG;
+  await talk(page, "And one more");
+  await page.locator("li.turn").last().getByText("52 tokens, in sight").waitFor();
+  assert.equal(await page.locator("li.turn").count(), 502);
+});
+
 flow("exports and imports whole trees and messages", async ({ page, browser, server, folder }) => {
   server.reply = ({ messages }) => `Reply ${server.asked.chat.length} to ${messages.at(-1).content}`;
   await page.getByRole("textbox", { name: "System prompt" }).fill("Be brief.");

@@ -124,10 +124,10 @@ export function wraps(view: View): number {
  */
 export function advance(view: View, n: number): View {
   if (n <= 0 || view.shares.length === 0) return view;
-  const shares = view.shares.map((share) => ({ ...share }));
+  // Shares that stay as they are stay the same objects, so that what is drawn of them is not drawn anew.
+  const shares = [...view.shares];
   const last = shares[shares.length - 1]!;
-  last.direct += n;
-  last.stop += n;
+  shares[shares.length - 1] = { ...last, direct: last.direct + n, stop: last.stop + n };
   if (view.size !== null) {
     const before = sums(view);
     const leaving = Math.max(before.direct + n - Math.max(view.size, before.direct), 0);
@@ -139,12 +139,11 @@ export function advance(view: View, n: number): View {
 }
 
 function move(shares: Share[], from: Kind, to: Kind, n: number): void {
-  for (const share of shares) {
+  shares.forEach((share, index) => {
     const moved = Math.min(share[from], n);
-    share[from] -= moved;
-    share[to] += moved;
+    if (moved > 0) shares[index] = { ...share, [from]: share[from] - moved, [to]: share[to] + moved };
     n -= moved;
-  }
+  });
 }
 
 /** One sentence for the panel and for those who cannot see the drawing. */

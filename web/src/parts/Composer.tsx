@@ -1,6 +1,6 @@
 import { useLayoutEffect, useRef } from "preact/hooks";
 import { useEffect } from "preact/hooks";
-import { answering, canChat, modelOf, send, stop } from "../state/answering";
+import { busy, canChat, modelOf, send, stop } from "../state/answering";
 import { current } from "../state/library";
 import { draft } from "../state/windowing";
 import { IconButton } from "./icons";
@@ -22,8 +22,7 @@ export function isSend(event: KeyboardEvent): boolean {
 
 export function Composer() {
   const box = useRef<HTMLTextAreaElement>(null);
-  const busy = answering.value !== null;
-  const text = draft.value;
+    const text = draft.value;
   const able = canChat(modelOf(current.value));
   useLayoutEffect(() => grow(box.current), [text]);
   useEffect(() => {
@@ -31,7 +30,7 @@ export function Composer() {
     if (window.matchMedia("(pointer: fine)").matches) box.current?.focus();
   }, [current.value.id]);
   const go = () => {
-    if (busy || !able || !text.trim()) return;
+    if (busy.value || !able || !text.trim()) return;
     send(text.trim());
     draft.value = "";
   };
@@ -55,7 +54,7 @@ export function Composer() {
             go();
           }}
         />
-        {busy ? (
+        {busy.value ? (
           <IconButton icon="stop" label="Stop the answer" class="go" onClick={stop} />
         ) : (
           <IconButton icon="send" label="Send" class="go" onClick={go} disabled={!able || !text.trim()} />

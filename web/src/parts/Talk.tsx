@@ -52,7 +52,13 @@ export function Talk() {
           <ol class="talk" aria-label="Messages" aria-busy={now !== null}>
             {conversation.system && <Instructions />}
             {shown.map((message) => (
-              <Turn key={message.id} message={message} edge={message.id === first ? number(seen?.size ?? 0) : null} />
+              <Turn
+                key={message.id}
+                message={message}
+                edge={message.id === first ? number(seen?.size ?? 0) : null}
+                share={shares.value.get(message.id)}
+                live={now?.message === message.id ? now.text : null}
+              />
             ))}
           </ol>
         )}

@@ -1,13 +1,13 @@
 import { memo } from "./memo";
 import { useSignal } from "@preact/signals";
-import { useLayoutEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { SYSTEM, togglePin, turnTo, type Message } from "../model/conversation";
 import { blocks } from "../model/markdown";
 import { describe, mainKind, type Share } from "../model/view";
-import { again, answering, place, sendInstead } from "../state/answering";
+import { again, busy, place, sendInstead } from "../state/answering";
 import { current, edit } from "../state/library";
 import { say } from "../state/notices";
-import { shares, view } from "../state/windowing";
+import { windowless } from "../state/windowing";
 import { grow, isSend } from "./Composer";
 import { FiguresLine } from "./FiguresLine";
 import { IconButton } from "./icons";
@@ -17,12 +17,14 @@ interface TurnProps {
   message: Message;
   /** The window's size where its edge lies in or just above this message. */
   edge: string | null;
+  share: Share | undefined;
+  /** What has come of the answer so far, while it is being written; else null. */
+  live: string | null;
 }
 
-export function Turn({ message, edge }: TurnProps) {
-  const share = shares.value.get(message.id);
+/** One message. It is drawn anew only where something of it changes: a conversation may have very many. */
+export const Turn = memo(({ message, edge, share, live }: TurnProps) => {
   const editing = useSignal(false);
-  const now = answering.value?.message === message.id ? answering.value : null;
   const name = message.role === "user" ? "You" : (message.model ?? "Model");
   const inside = share !== undefined && share.relayed + share.out + share.some > 0;
   return (
@@ -33,7 +35,7 @@ export function Turn({ message, edge }: TurnProps) {
         </li>
       )}
       <li class={`turn ${message.role} ${share ? mainKind(share) : ""}`}>
-        <article aria-label={name} aria-busy={now !== null}>
+        <article aria-label={name} aria-busy={live !== null}>
           <Stripe share={share} />
           <div class="body">
             <div class="who">
@@ -49,15 +51,15 @@ export function Turn({ message, edge }: TurnProps) {
             ) : message.role === "user" ? (
               <p class="words said">{message.content}</p>
             ) : (
-              <Answer message={message} text={now ? now.text : message.content} live={now !== null} />
+              <Answer message={message} text={live ?? message.content} live={live !== null} />
             )}
-            {!now && message.role === "assistant" && <Foot message={message} />}
+            {live === null && message.role === "assistant" && <Foot message={message} />}
           </div>
         </article>
       </li>
     </>
   );
-}
+});
 
 export function Sight({ share }: { share: Share | undefined }) {
   return share ? <span class="sight">{describe(share)}</span> : null;
@@ -72,7 +74,7 @@ function Answer({ message, text, live }: { message: Message; text: string; live:
       {!live && message.error && (
         <p class="failure" role="alert">
           <span>{message.error}</span>
-          <button type="button" class="plain" disabled={answering.value !== null} onClick={() => again(message.id)}>Retry</button>
+          <button type="button" class="plain" disabled={busy.value} onClick={() => again(message.id)}>Retry</button>
         </p>
       )}
     </>
@@ -82,9 +84,10 @@ function Answer({ message, text, live }: { message: Message; text: string; live:
 const Block = memo(({ html }: { html: string }) => <div class="block" dangerouslySetInnerHTML={{ __html: html }} />);
 
 function Words({ text }: { text: string }) {
+  const pieces = useMemo(() => blocks(text), [text]);
   return (
     <div class="words prose" onClick={copyCode}>
-      {blocks(text).map((html, index) => <Block key={index} html={html} />)}
+      {pieces.map((html, index) => <Block key={index} html={html} />)}
     </div>
   );
 }
@@ -109,7 +112,7 @@ function Asked({ message, onEdit }: { message: Message; onEdit: () => void }) {
     <>
       <Branches id={message.id} />
       <IconButton icon="copy" label="Copy text" onClick={() => void copy(message.content, "Text copied.")} />
-      <IconButton icon="edit" label="Edit and ask again" disabled={answering.value !== null} onClick={onEdit} />
+      <IconButton icon="edit" label="Edit and ask again" disabled={busy.value} onClick={onEdit} />
     </>
   );
 }
@@ -120,7 +123,7 @@ function Foot({ message }: { message: Message }) {
       <Branches id={message.id} />
       <span class="deeds">
         {message.content && <IconButton icon="copy" label="Copy text" onClick={() => void copy(message.content, "Text copied.")} />}
-        <IconButton icon="again" label="Answer again" disabled={answering.value !== null} onClick={() => again(message.id)} />
+        <IconButton icon="again" label="Answer again" disabled={busy.value} onClick={() => again(message.id)} />
       </span>
       <FiguresLine message={message} />
     </div>
@@ -128,15 +131,14 @@ function Foot({ message }: { message: Message }) {
 }
 
 function Branches({ id }: { id: string }) {
-  const busy = answering.value !== null;
   const { at, of } = place(current.value, id);
   if (of < 2) return null;
   const turn = (step: number) => edit((tree) => turnTo(tree, id, step));
   return (
     <span class="branches" role="group" aria-label="Branches">
-      <IconButton icon="left" label="Earlier branch" disabled={busy || at === 1} onClick={() => turn(-1)} />
+      <IconButton icon="left" label="Earlier branch" disabled={busy.value || at === 1} onClick={() => turn(-1)} />
       <span aria-label={`Branch ${at} of ${of}`} role="img">{at}/{of}</span>
-      <IconButton icon="right" label="Later branch" disabled={busy || at === of} onClick={() => turn(1)} />
+      <IconButton icon="right" label="Later branch" disabled={busy.value || at === of} onClick={() => turn(1)} />
     </span>
   );
 }
@@ -144,7 +146,7 @@ function Branches({ id }: { id: string }) {
 /** One click keeps a message in sight wherever the window slides. */
 export function PinButton({ id, name }: { id: string; name: string }) {
   const pinned = current.value.pins.includes(id);
-  const pointless = !pinned && view.value?.size === null;
+  const pointless = !pinned && windowless.value;
   const label = pointless ? "Pin: this model has no window that anything slides out of" : `Pin ${name}`;
   return (
     <IconButton
@@ -153,7 +155,7 @@ export function PinButton({ id, name }: { id: string; name: string }) {
       label={label}
       title={pinned ? "Unpin" : label}
       pressed={pinned}
-      disabled={pointless || (id !== SYSTEM && answering.value !== null)}
+      disabled={pointless || (id !== SYSTEM && busy.value)}
       onClick={() => edit((tree) => togglePin(tree, id))}
     />
   );
@@ -168,7 +170,7 @@ function Rewrite({ message, done }: { message: Message; done: () => void }) {
     box.current?.setSelectionRange(text.peek().length, text.peek().length);
   }, []);
   const go = () => {
-    if (!text.value.trim() || answering.peek()) return;
+    if (!text.value.trim() || busy.peek()) return;
     done();
     sendInstead(message.id, text.value.trim());
   };

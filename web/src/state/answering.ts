@@ -1,11 +1,11 @@
 // Asking the model: one answer at a time, into a message of its own in the tree.
 
-import { signal } from "@preact/signals";
+import { computed, signal } from "@preact/signals";
 import { add, change, newId, path, remove, siblings, type Conversation, type Figures, type Message } from "../model/conversation";
 import { Failure, fromThrown } from "../model/failure";
 import { chatBody, outgoing } from "../model/request";
 import { pieces } from "../model/stream";
-import { alter, current, edit, rememberShown } from "./library";
+import { alter, current, edit, held, rememberShown } from "./library";
 import { speak } from "./notices";
 import { call, greet, models, trouble } from "./server";
 
@@ -20,6 +20,8 @@ export interface Answering {
 }
 
 export const answering = signal<Answering | null>(null);
+/** Whether an answer is being written; unlike `answering` it does not change with every word. */
+export const busy = computed(() => answering.value !== null);
 
 const SHOW_EVERY_MS = 50;
 const KEEP_EVERY_MS = 1500;
@@ -94,6 +96,7 @@ async function follow({ conversation, message, body, signal }: Errand): Promise<
   const started = performance.now();
   const state: Answering = { conversation, message, text: "", count: 0, started, firstAt: null };
   answering.value = { ...state };
+  held.add(conversation);
   let figures: Figures = {};
   let finish: string | undefined;
   let failure: Failure | null = null;
@@ -125,6 +128,7 @@ async function follow({ conversation, message, body, signal }: Errand): Promise<
   }
   const done = { content: state.text, figures: complete(figures, state), finish, error: failure?.message };
   await alter(conversation, (tree) => ({ ...change(tree, message, done), updated: Date.now() }));
+  held.delete(conversation);
   answering.value = null;
   controller = null;
   if (failure) speak(`Error: ${failure.message}`);

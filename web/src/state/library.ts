@@ -12,6 +12,9 @@ export const current = signal<Conversation>(newConversation(lastSettings()));
 /** False where the browser keeps nothing (private windows of some browsers): the page says so. */
 export const kept = signal(true);
 
+/** Conversations that an answer is being written into: another tab's copy would lack it. */
+export const held = new Set<string>();
+
 const SHOWN = "sash-shown";
 const channel = typeof BroadcastChannel === "undefined" ? null : new BroadcastChannel("sash");
 const unsaved = new Map<string, Conversation>();
@@ -81,7 +84,7 @@ export async function start(): Promise<void> {
 /** Another tab has saved a conversation: take it over, unless this tab has changes of its own. */
 async function refresh(id: string): Promise<void> {
   summaries.value = await storage.list().catch(() => summaries.peek());
-  if (current.peek().id !== id || unsaved.has(id)) return;
+  if (current.peek().id !== id || unsaved.has(id) || held.has(id)) return;
   const found = await storage.load(id).catch(() => undefined);
   if (found && current.peek().id === id && found.updated >= current.peek().updated) current.value = found;
 }

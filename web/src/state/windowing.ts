@@ -31,6 +31,9 @@ export const view = computed<View | null>(() => {
   return advance({ ...known.view, shares: [...known.view.shares, empty] }, now.count);
 });
 
+/** True where no layer of the model has a window. */
+export const windowless = computed(() => view.value?.size === null);
+
 /** Each message's share by its identifier. */
 export const shares = computed<Map<string, Share>>(() => {
   const map = new Map<string, Share>();
@@ -66,9 +69,9 @@ export function watch(): void {
   effect(() => {
     const conversation = current.value;
     const model = modelOf(conversation);
-    const busy = answering.value?.conversation === conversation.id;
+    const writing = answering.value?.conversation === conversation.id;
     const typed = draft.value;
-    if (!model || busy || !canChat(model)) return;
+    if (!model || writing || !canChat(model)) return;
     const out = outgoing(conversation, undefined, typed);
     if (out.messages.length === 0) {
       clearTimeout(timer);
