@@ -48,13 +48,16 @@ export function account(messages, window, mixed = false, size = SIZE) {
 export class FakeServer {
   /** Bodies of the requests by route, in order. */
   asked = { chat: [], window: [] };
-  /** What goes wrong with the next answers, first come first served: drop, event, slow, or a status. */
+  /** What goes wrong with the next answers, first come first served: drop, event, hold, or a status. */
   faults = [];
   key = null;
   models = ["smollm2-135m-instruct"];
   /** Whether one layer has no window; the API then calls every token direct. */
   mixed = false;
   chats = true;
+  /** Words after which an answer with the fault "hold" waits for `release`. */
+  holdAt = 3;
+  release = null;
   reply = "This is a short answer with **bold** words.";
   gap = 2;
   cancelled = 0;
@@ -90,6 +93,19 @@ export class FakeServer {
     }
     if (path === "/v1/chat/completions") return this.#chat(body, response);
     return fail(response, 404, `no such route: ${path}`, "not_found");
+  }
+
+  async #hold(response) {
+    await new Promise((go) => {
+      this.release = go;
+      response.on("close", go);
+    });
+    this.release = null;
+  }
+
+  /** Resolves once an answer waits for `release`. */
+  async held() {
+    while (!this.release) await wait(10);
   }
 
   #card(id) {
@@ -130,7 +146,8 @@ export class FakeServer {
     const text = words(typeof this.reply === "function" ? this.reply(body) : this.reply);
     const most = Math.min(body.max_tokens ?? text.length, text.length);
     for (let at = 0; at < most && !gone; at += 1) {
-      await wait(fault === "slow" ? 250 : this.gap);
+      await wait(this.gap);
+      if (at === this.holdAt && fault === "hold") await this.#hold(response);
       if (at === 3 && fault === "drop") return void (await wait(100), response.destroy());
       if (at === 3 && fault === "event") {
         event({ error: { message: "the logits were not finite", type: "server_error", code: "numerical" } });

@@ -23,11 +23,20 @@ flow("opens on a quiet page", async ({ page }) => {
 });
 
 flow("streams an answer with its figures", async ({ page, server }) => {
-  server.faults = ["slow"];
+  server.faults = ["hold"];
+  server.holdAt = 0;
   await say(page, "Hello");
   await page.getByText("Reading").waitFor();
-  await until("part of the answer", async () => (await answers(page).locator(".words").textContent().catch(() => ""))?.startsWith("This is"));
-  assert.doesNotMatch(await answers(page).locator(".words").textContent(), /words/);
+  await server.held();
+  server.release();
+  await settled(page);
+  server.holdAt = 3;
+  server.faults = ["hold"];
+  await page.getByRole("button", { name: "Answer again" }).click();
+  await until("the start of the answer", async () => (await answers(page).locator(".words").textContent()).trim() === "This is a");
+  await server.held();
+  assert.ok(await page.getByRole("button", { name: "Stop the answer" }).isVisible());
+  server.release();
   await settled(page);
   assert.equal((await answers(page).locator(".words").textContent()).trim(), "This is a short answer with bold words.");
   assert.equal(await answers(page).locator("strong").textContent(), "bold");
@@ -42,7 +51,7 @@ flow("streams an answer with its figures", async ({ page, server }) => {
 });
 
 flow("stops with Escape and with the button", async ({ page, server }) => {
-  server.faults = ["slow", "slow"];
+  server.faults = ["hold", "hold"];
   await say(page, "Hello");
   await said(page).getByText("This is").waitFor();
   await page.keyboard.press("Escape");
@@ -159,11 +168,14 @@ flow("lets the window slide while an answer streams", async ({ page, server }) =
   server.reply = LONG;
   await talk(page, "One");
   await page.getByText("55 tokens", { exact: true }).waitFor();
-  server.gap = 40;
+  server.faults = ["hold"];
+  server.holdAt = 30;
   await say(page, "Two");
   const first = page.locator("li.turn.user").first();
+  await server.held();
   await first.getByText("3 tokens, through deeper layers").waitFor();
   assert.ok(await page.getByRole("button", { name: "Stop the answer" }).isVisible());
+  server.release();
   await settled(page);
 });
 
@@ -295,8 +307,7 @@ flow("stays quick with five hundred messages", async ({ page, folder, server }) 
   await page.getByLabel("File to import").setInputFiles(file);
   await page.getByText("Message 499").waitFor();
   await until("its window", () => server.asked.window.at(-1)?.messages.length === 500);
-  const drawn = await page.evaluate(() => document.querySelectorAll("li.turn .stile .part").length);
-  assert.ok(drawn >= 500);
+  await until("all stripes", () => page.evaluate(() => document.querySelectorAll("li.turn .stile .part").length >= 500));
   server.reply = LONG;
   await talk(page, "And one more");
   await page.locator("li.turn").last().getByText("52 tokens, in sight").waitFor();

@@ -100,7 +100,13 @@ async function follow({ conversation, message, body, signal }: Errand): Promise<
   let figures: Figures = {};
   let finish: string | undefined;
   let failure: Failure | null = null;
-  let shown = started;
+  let shown = 0;
+  let waiting: ReturnType<typeof setTimeout> | undefined;
+  const show = () => {
+    waiting = undefined;
+    shown = performance.now();
+    answering.value = { ...state };
+  };
   let written = started;
   try {
     const response = await call("v1/chat/completions", body, signal);
@@ -113,10 +119,8 @@ async function follow({ conversation, message, body, signal }: Errand): Promise<
       state.firstAt ??= now;
       state.text += piece.text;
       state.count += 1;
-      if (now - shown >= SHOW_EVERY_MS || state.count === 1) {
-        shown = now;
-        answering.value = { ...state };
-      }
+      // What comes in a burst is shown at once, and its end a moment later, even if nothing follows it.
+      waiting ??= setTimeout(show, Math.max(SHOW_EVERY_MS - (now - shown), 0));
       if (now - written >= KEEP_EVERY_MS) {
         written = now;
         void alter(conversation, (tree) => change(tree, message, { content: state.text, finish: "stopped" }));
@@ -126,6 +130,7 @@ async function follow({ conversation, message, body, signal }: Errand): Promise<
     if (signal.aborted) finish = "stopped";
     else failure = fromThrown(error, state.count > 0);
   }
+  clearTimeout(waiting);
   const done = { content: state.text, figures: complete(figures, state), finish, error: failure?.message };
   await alter(conversation, (tree) => ({ ...change(tree, message, done), updated: Date.now() }));
   held.delete(conversation);
