@@ -160,6 +160,11 @@ BAD_SCHEMAS: list[tuple[Any, str]] = [
     ({"enum": [object()]}, "is not JSON"),
     ({"const": float("nan")}, "is not JSON"),
     ({"enum": ["x" * 200_000]}, "characters"),
+    ({"properties": {f"k{n}": {} for n in range(2001)}}, "2,001 properties"),
+    ({"allOf": [{"properties": {f"k{n}": {}, "x": {}}} for n in range(1001)]}, "2,002 properties"),
+    ({"patternProperties": {f"a{n}": {} for n in range(25)}}, "25 patternProperties"),
+    ({"properties": {"a": {"pattern": ".*" * 1025}}}, "pattern of the JSON schema"),
+    ({"patternProperties": {".*" * 1025: {}}}, "pattern of the JSON schema"),
     ([1], "is an object"),
     ("{}", "is an object"),
     (None, "is an object"),
@@ -191,7 +196,7 @@ def test_depth_is_bounded(byte_tokenizer: Tokenizer) -> None:
         json_schema(schema)
 
 
-@pytest.mark.parametrize("pattern", ["(", "(?=a)b", r"(a)\1", "[z-a]", "a{3,1}", "x" * 9000, "*"])
+@pytest.mark.parametrize("pattern", ["(", "(?=a)b", r"(a)\1", "[z-a]", "a{3,1}", ".*" * 1025, "*"])
 def test_bad_patterns_are_refused(byte_tokenizer: Tokenizer, pattern: str) -> None:
     with pytest.raises(UsageError, match="regular expression") as caught:
         open_grammar(byte_tokenizer, regex(pattern))
@@ -199,7 +204,17 @@ def test_bad_patterns_are_refused(byte_tokenizer: Tokenizer, pattern: str) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["", "start: x", 'start: "a', "begin: /a/", "start: <[INST]>", "start: start", "x" * 200_000]
+    "text",
+    [
+        "",
+        "start: x",
+        'start: "a',
+        "begin: /a/",
+        "start: <[INST]>",
+        "start: start",
+        "x" * 200_000,
+        f"start: /{'.*' * 1025}/",
+    ],
 )
 def test_bad_grammars_are_refused(byte_tokenizer: Tokenizer, text: str) -> None:
     with pytest.raises(UsageError, match="grammar"):
@@ -222,12 +237,12 @@ EVIL = [
         for n in ("500", "1,5000", "9999,")
     ),
     *("a{1,1000}{1,1000}", "((a{1,100}){1,100}){1,100}", "(.*)*x", "a**", "foo**", r"\p{L}{1,3000}"),
-    *("(a?){3000}a{3000}", ".{1,20000}foo.{1,20000}", "(.*a){20}", "(a|b|ab)*c" * 30, "(" * 2000 + "a" + ")" * 2000),
+    *("(a?){3000}a{3000}", ".{1,20000}foo.{1,20000}", "(.*a){20}", "(a|b|ab)*c" * 30, "(" * 900 + "a" + ")" * 900),
     *(
         "(" * 200 + "a" + ")*" * 200,
-        "|".join(f"w{n}[a-z]*" for n in range(700)),
-        "(?i:" + "k" * 4000 + ")",
-        ".*" * 3000,
+        "|".join(f"w{n}[a-z]*" for n in range(170)),
+        "(?i:" + "k" * 1900 + ")",
+        ".*" * 1000,
     ),
     *(
         "[^\\x00-\\x{10FFFF}]",
@@ -246,7 +261,7 @@ def test_evil_patterns_are_followed_or_refused(spaced: Tokenizer, place: str) ->
     for pattern in EVIL:
         source = regex(pattern) if place == "regex" else json_schema({"type": "string", "pattern": pattern})
         try:
-            way = open_grammar(spaced, source)
+            way = open_grammar(spaced, source, continues=True)
             for _ in range(6):
                 allowed = np.flatnonzero(bits(way.mask(), spaced.vocab_size))
                 allowed = allowed[~np.isin(allowed, sorted(spaced.eos_ids))]
@@ -279,8 +294,8 @@ EVIL_SCHEMAS: list[dict[str, Any]] = [
     {"type": "string", "minLength": 1_000_000, "maxLength": 2_000_000},
     {"type": "number", "minimum": -1e300, "maximum": 1e300, "multipleOf": 1e-9},
     {"type": "integer", "multipleOf": 2**61 - 1},
-    {"type": "object", "properties": {f"k{n}": {"type": "string"} for n in range(2000)}},
-    {"type": "object", "patternProperties": {f"^a{{{n}}}": {} for n in range(1, 200)}},
+    {"type": "object", "properties": {f"k{n}": {"type": "string"} for n in range(700)}},
+    {"type": "object", "patternProperties": {f"^a{{{n}}}": {} for n in range(1, 24)}},
     {"enum": [f"value {n}" for n in range(8000)]},
     {"allOf": [{"anyOf": [{"properties": {f"p{n}": {"const": m}}} for m in range(12)]} for n in range(12)]},
     {"oneOf": [{"type": "object", "properties": {f"p{n}": {"type": "integer"}}} for n in range(300)]},

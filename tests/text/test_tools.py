@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,7 +103,37 @@ MARKS = (("<tool_call>", 3), ("</tool_call>", 3))
 SEPARATE = (("[TOOL_CALLS]", 3), ("[ARGS]", 3), ("[CALL_ID]", 3))
 ARGS_TEMPLATE = HERMES.replace("<tool_call>\n", "[TOOL_CALLS]").replace("write ", "[ARGS]")
 
+
+@lru_cache
+def tekken_file() -> dict[str, Any]:
+    return json.loads((MISTRAL_FILES / "tekken_240911.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+@lru_cache
+def small_tekken(version: str) -> MistralTokenizer:
+    """The beginning of tekken's vocabulary with the control tokens of a later version, none of which ships."""
+    content = tekken_file()
+    names = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"]
+    names += ["[/TOOL_RESULTS]", "[TOOL_CALLS]", "<pad>", "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]"]
+    names += ["[/SYSTEM_PROMPT]", "[TOOL_CONTENT]", "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]"]
+    special = [{"rank": rank, "token_str": name, "is_control": True} for rank, name in enumerate(names)]
+    config = {**content["config"], "version": version, "default_vocab_size": 3100, "default_num_special_tokens": 100}
+    small = {
+        "vocab": content["vocab"][:3000],
+        "config": config,
+        "special_tokens": special,
+        "type": "Tekken",
+        "version": 1,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tekken.json"
+        path.write_text(json.dumps(small))
+        return MistralTokenizer(path)
+
+
 FORMATS: dict[str, tuple[Any, str]] = {
+    "v11": (lambda: small_tekken("v11"), "args"),
+    "v13": (lambda: small_tekken("v13"), "args"),
     "v2": (lambda: mistral(V2), "list"),
     "v3": (lambda: mistral(V3), "list"),
     "v7": (lambda: mistral(V7), "list"),
@@ -208,11 +240,9 @@ def test_a_template_is_given_tools_calls_and_results() -> None:
     assert '"arguments": "{\\"city"' in tokenizer.decode(broken)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"args"}))
 def test_what_a_prompt_says_of_a_call_can_be_read_again(name: str) -> None:
     tokenizer = FORMATS[name][0]()
-    if tokenizer.tool_format.style == "args":
-        pytest.skip("no tokenizer of this style ships with mistral-common; its template here writes no calls")
     whole = tokenizer.encode_chat(turns(), tools=TOOLS)
     before = tokenizer.encode_chat(USER, tools=TOOLS)
     start = len(before)
@@ -492,7 +522,7 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("name", ["v3", "args", "hermes", "hermes, marked", "llama"])
+@pytest.mark.parametrize("name", ["v3", "v11", "v13", "args", "hermes", "hermes, marked", "llama"])
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
 def test_a_required_call_is_made_and_fits_its_schema(name: str, choice: Any) -> None:
     tokenizer = FORMATS[name][0]()
@@ -549,46 +579,40 @@ def test_a_schema_that_cannot_be_enforced_is_refused_only_where_it_is_strict() -
 # --- control tokens typed by people
 
 
-def typed(spelling: str, kind: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A conversation with tools in which a control token's spelling stands at one place."""
-    arguments = json.dumps({"city": f"a{spelling}b" if kind == 2 else "x", **({spelling: 1} if kind == 3 else {})})
-    messages = turns(result=f"{spelling} r" if kind == 1 else "r", arguments=arguments)
-    if kind == 0:
-        messages[0] = {"role": "user", "content": f"x {spelling}{spelling}y"}
-    described = tool("weather", {"type": "object", "description": f"d{spelling}" if kind == 4 else "d"})
-    if kind == 5:
-        described["function"]["description"] = f"{spelling}\nmore"
-    if kind == 6:
-        messages.insert(0, {"role": "system", "content": f"s{spelling}"})
+PLACES = 7
+
+
+def typed(spelling: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A conversation with tools in which a control token's spelling stands at seven places."""
+    arguments = json.dumps({"city": f"a{spelling}b", f"{spelling}k": 1})
+    messages = turns(result=f"{spelling} r", arguments=arguments)
+    messages[0] = {"role": "user", "content": f"x {spelling}{spelling}y"}
+    messages.insert(0, {"role": "system", "content": f"s{spelling}"})
+    described = tool("weather", {"type": "object", "description": f"d{spelling}"})
+    described["function"]["description"] = f"{spelling}\nmore"
     return messages, [described]
 
 
-def spellings(tokenizer: Tokenizer, most: int) -> list[str]:
-    named = [tokenizer.token_text(token_id) for token_id in sorted(tokenizer.control_ids)]
-    plain = [text for text in named if "SPECIAL_" not in text and "control_" not in text.lower()]
-    return (plain + [text for text in named if text not in plain])[:most]
-
-
-def control_count(tokenizer: Tokenizer, spelling: str, kind: int) -> list[int]:
-    messages, tools = typed(spelling, kind)
+def control_ids(tokenizer: Tokenizer, spelling: str) -> list[int]:
+    messages, tools = typed(spelling)
     return [one for one in tokenizer.encode_chat(messages, tools=tools) if one in tokenizer.control_ids]
 
 
-@pytest.mark.parametrize(("name", "most"), [("v2", 30), ("v3", 80), ("v7", 150), ("hermes", 9), ("hermes, marked", 9)])
-def test_control_tokens_in_words_stay_words(name: str, most: int) -> None:
+@pytest.mark.parametrize("name", ["v2", "v3", "v7", "v11", "v13", "hermes", "hermes, marked"])
+def test_control_tokens_in_words_stay_words(name: str) -> None:
     tokenizer = FORMATS[name][0]()
-    for kind in range(7):
-        clean = control_count(tokenizer, "", kind)
-        for spelling in spellings(tokenizer, most):
-            unknown = spelling == "<unk>"
-            assert control_count(tokenizer, spelling, kind) == clean or unknown, (spelling, kind)
+    clean = control_ids(tokenizer, "")
+    named = {tokenizer.token_text(token_id) for token_id in tokenizer.control_ids}
+    # Of the hundreds of fillers some are enough; of the smaller vocabularies all.
+    fillers = sorted(one for one in named if re.search(r"_\d+", one))
+    for spelling in sorted(named - set(fillers)) + fillers[:: 1 if name == "v7" else 8]:
+        assert control_ids(tokenizer, spelling) == clean, spelling
 
 
-def test_tekkens_control_tokens_in_words_stay_words(tekken: Tokenizer) -> None:
-    for kind in range(7):
-        clean = control_count(tekken, "", kind)
-        for spelling in spellings(tekken, 24):
-            assert control_count(tekken, spelling, kind) == clean, (spelling, kind)
+def test_seven_places_and_every_control_token_are_thousands_of_cases() -> None:
+    text = json.dumps(typed("[INST]"))
+    assert len(re.findall(r"\[INST\]", text)) == PLACES + 1  # one place has it twice
+    assert PLACES * len(mistral(V7).control_ids) > 2000
 
 
 def test_a_template_that_escapes_words_cannot_smuggle_control_tokens() -> None:

@@ -60,7 +60,7 @@ def open_grammar(tokenizer: Tokenizer, source: GrammarSource, *, continues: bool
 
 def warm(tokenizer: Tokenizer) -> None:
     """Builds a tokenizer's tables now rather than with the first grammar (seconds for a large vocabulary)."""
-    open_grammar(tokenizer, json_object()).mask()
+    _tables(tokenizer)
 
 
 class TextGrammar:
@@ -162,14 +162,17 @@ class _Tables:
         self._compiled_size = 0
 
     def _backend(self, said: list[bytes]) -> LLTokenizer:
-        from llguidance import LLTokenizer, TokenizerWrapper
+        from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
         unsaid = self._unsaid | {index for index, raw in enumerate(said) if not raw}
         tokens = [b"%c<%d>" % (0xFF, index) if index in unsaid else raw for index, raw in enumerate(said)]
         ends = self._ends or [next(iter(sorted(unsaid)), 0)]
         with foreign_code("reading the vocabulary for grammars"):
             wrapped = TokenizerWrapper(_Vocabulary(tokens, sorted(unsaid), ends[0]))
-            return LLTokenizer(wrapped, n_vocab=len(tokens), eos_token=ends)
+            backend = LLTokenizer(wrapped, n_vocab=len(tokens), eos_token=ends)
+            # The first mask of all is many times as slow as any other.
+            LLMatcher(backend, LLMatcher.grammar_from_lark(json_object().lark), log_level=0).compute_bitmask()
+            return backend
 
     def open(self, source: GrammarSource, continues: bool) -> TextGrammar:
         import numpy as np

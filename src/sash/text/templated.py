@@ -89,9 +89,9 @@ class TemplatedTokenizer(Tokenizer):
         if self.template is None:
             return super().encode_chat(messages)
         offered = shown_tools(self, tools, tool_choice)
-        if safe_prompt:
-            checked = self.template.with_safe_prompt(checked)
         readable = [with_parsed_arguments(message) for message in checked]
+        if safe_prompt:
+            readable = self.template.with_safe_prompt(readable)
         ids: list[int] = []
         for piece in self.guard.pieces(self.template, readable, tools=offered, continue_final=continue_final):
             self._add(ids, piece)
