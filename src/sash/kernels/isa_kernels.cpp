@@ -3,7 +3,7 @@
 #include "attention_isa.h"
 #include "heads_isa.h"
 #include "limits_isa.h"
-#include "linear_amx.h"
+#include "linear_amx_int4.h"
 #include "linear_isa.h"
 #include "table.h"
 
