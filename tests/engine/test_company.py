@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
+import torch
 
 from sash.engine.lanes import Lane
 from tests.engine.runs import PATHS, Taken, alone, finish, heard, network_on, request_of, service_over, submit, turn
@@ -54,6 +56,19 @@ def test_arrival_order_and_leaving_neighbours_change_nothing(network, lonely, se
     finish(service)
     for index in range(N):
         assert_same(network, taken[index], lonely[index])
+
+
+def test_threads_that_sample_change_nothing(network, lonely, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    before = threading.active_count()
+    service = service_over(network, token_budget=200, read_slice=200)
+    together = [submit(service, request_of(index))[1] for index in range(N)]
+    finish(service)
+    assert threading.active_count() > before
+    service._steps.close()
+    assert threading.active_count() == before
+    for got, wanted in zip(together, lonely, strict=True):
+        assert_same(network, got, wanted)
 
 
 def test_a_larger_chunk_changes_no_bit_on_native_kernels(network, lonely) -> None:  # type: ignore[no-untyped-def]

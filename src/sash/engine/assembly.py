@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from sash.engine.admission import Room
 from sash.engine.engine import Steps
 from sash.engine.gauges import Gauges
@@ -52,5 +54,5 @@ def assemble(
     )
     room = Room(memory=kv_memory, max_lanes=MAX_LANES)
     scheduler = Scheduler(range(n_rows), pace=pace, room=room, cost=cost)
-    steps = Steps(Lanes(decoder, cache), scheduler, snapshots)
+    steps = Steps(Lanes(decoder, cache), scheduler, snapshots, n_threads=torch.get_num_threads())
     return steps, Gauges(steps, cost, kv_memory)

@@ -23,10 +23,13 @@ class Steps:
         lanes: where.
     """
 
-    def __init__(self, lanes: Lanes, scheduler: Scheduler, snapshots: Snapshots | None = None) -> None:
+    def __init__(
+        self, lanes: Lanes, scheduler: Scheduler, snapshots: Snapshots | None = None, *, n_threads: int = 1
+    ) -> None:
+        """`n_threads` choose tokens at once; `close` ends them."""
         self.lanes, self.scheduler = lanes, scheduler
         self._recall = Recall(lanes, snapshots, scheduler.pace.chunk)
-        self._runner = Runner(lanes)
+        self._runner = Runner(lanes, n_threads)
 
     @property
     def idle(self) -> bool:
@@ -68,6 +71,10 @@ class Steps:
         for event in events:
             self._recall.keep(event.sequence)
         return self._settled(events)
+
+    def close(self) -> None:
+        """End its threads; it can do nothing afterwards."""
+        self._runner.close()
 
     def _start(self, sequence: Sequence) -> Event | None:
         """Make ready what an admitted sequence needs; the event of its end, where that cannot be."""

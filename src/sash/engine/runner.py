@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence as Many
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 MAX_WRITERS = 16
 
+FEW_ROWS = 4
+"""Rows that are sampled faster than threads are woken."""
+
 HEAD_ROWS = 128
 """Prompt tokens whose logits are held at once, where they are asked for."""
 
@@ -40,9 +44,11 @@ Results = list[tuple[Work, Result]]
 class Runner:
     """The network and cache of every lane."""
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, n_threads: int = 1) -> None:
+        """`n_threads` choose tokens at once where many rows are written; `close` ends them."""
         self.lanes = lanes
         self._generators: dict[Sequence, torch.Generator] = {}
+        self._pool = ThreadPoolExecutor(n_threads, "sash-sampling") if n_threads > 1 else None
 
     @torch.inference_mode()
     def run(self, works: list[Work]) -> Results:
@@ -88,20 +94,22 @@ class Runner:
             end += work.n_tokens
             ends.append(end)
         last = [hidden_TD[end - 1] for end, work in zip(ends, works, strict=True) if work.writes]
-        logits = self._logits(place.network, last)
-        results: Results = []
+        logits = iter(self._logits(place.network, last))
+        parts: list[tuple[Work, Tensor | Exception | None]] = []
         for end, work in zip(ends, works, strict=True):
-            result: Result = None
-            logits_V = logits.pop(0) if work.writes else None
-            try:
-                if work.sequence.request.prompt_logprobs is not None:
-                    self._score(place.network, work, hidden_TD[end - work.n_tokens : end])
-                if logits_V is not None:
-                    result = self._sample(work.sequence, logits_V)
-            except Exception as error:
-                result = _as_error(error, "choosing a token")
-            results.append((work, result))
-        return results
+            logits_V = next(logits) if work.writes else None
+            fault = self._score(place.network, work, hidden_TD[end - work.n_tokens : end])
+            parts.append((work, fault or logits_V))
+        if self._pool is None or len(last) < FEW_ROWS:
+            return [self._choose(*part) for part in parts]
+        return list(self._pool.map(lambda part: self._choose(*part), parts))
+
+    def _choose(self, work: Work, logits_V: Tensor | Exception | None) -> tuple[Work, Result]:
+        """The token of one work, if it writes; several threads may be at this at once, for different sequences."""
+        try:
+            return work, None if logits_V is None else self._sample(work.sequence, logits_V)
+        except Exception as error:
+            return work, _as_error(error, "choosing a token")
 
     def _logits(self, network: Network, rows: list[Tensor]) -> list[Tensor | Exception]:
         """Logits of each row, or what went wrong with it."""
@@ -133,21 +141,32 @@ class Runner:
         ends = grammar is not None and grammar.finished
         return Token(sampled.token_id, sampled.logprob, tuple(sampled.top), ends)
 
-    def _score(self, network: Network, work: Work, hidden_CD: Tensor) -> None:
-        """Add the log-probabilities of the prompt tokens that follow each token of a chunk."""
+    def _score(self, network: Network, work: Work, hidden_CD: Tensor) -> Exception | None:
+        """Add the log-probabilities of the prompt tokens that follow each token of a chunk, if asked for."""
         sequence = work.sequence
-        prompt, first = sequence.request.prompt_ids, sequence.n_read
+        prompt, first, n_top = sequence.request.prompt_ids, sequence.n_read, sequence.request.prompt_logprobs
+        if n_top is None:
+            return None
         scored: list[Token | None] = [] if first else [None]
         wanted = prompt[first + 1 : first + 1 + work.n_tokens]
-        for start in range(0, len(wanted), HEAD_ROWS):
-            logits_NV = network.logits(hidden_CD[start : min(start + HEAD_ROWS, len(wanted))])
-            scored += _scores(logits_NV, wanted[start : start + HEAD_ROWS], sequence.request.prompt_logprobs or 0)
+        try:
+            for start in range(0, len(wanted), HEAD_ROWS):
+                logits_NV = network.logits(hidden_CD[start : min(start + HEAD_ROWS, len(wanted))])
+                scored += _scores(logits_NV, wanted[start : start + HEAD_ROWS], n_top)
+        except Exception as error:
+            return error
         sequence.prompt_logprobs += scored
+        return None
 
     def _generator(self, sequence: Sequence) -> torch.Generator:
         if sequence not in self._generators:
             self._generators[sequence] = new_generator(sequence.request.params)
         return self._generators[sequence]
+
+    def close(self) -> None:
+        """End its threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept for a sequence that has ended."""

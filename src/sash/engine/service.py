@@ -216,6 +216,7 @@ class Service:
             error = failure
             logger.critical("the engine failed", exc_info=failure)
         self._end_all(error)
+        self._steps.close()
 
     def _turn(self) -> bool:
         """Wait for something to do, and do one step of it; False once it is to stop."""
