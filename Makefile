@@ -21,10 +21,12 @@ SITE    = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("
 CONFIGURE = $(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
   -DPython_EXECUTABLE=$(abspath $(BIN))/python -DSASH_OUTPUT_DIR=$(SITE) -DSASH_WERROR=$(WERROR) -DSASH_SYMBOLS=$(SYMBOLS)
 
+# Benchmarks that take hours, or arguments.
+LONG    := benchmarks/rivals.py benchmarks/serving.py benchmarks/soak.py benchmarks/pins.py benchmarks/machine.py
 MODELS  := gemma-3-270m smollm2-135m-instruct
 CHAPTERS := examples/emma_chapters_1_to_5.txt
 
-.PHONY: help run test kernels test-isas test-properties test-models test-large lint bench rivals docs clean
+.PHONY: help run test kernels test-isas test-properties test-models test-large test-simulation test-chaos web test-web lint bench rivals soak docs clean
 
 help:
 	@echo 'make run          a real sliding-window model reads five chapters of Emma and writes on'
@@ -34,9 +36,14 @@ help:
 	@echo 'make test-properties  2,000 random schedules of chunks, windows, pins and company'
 	@echo 'make test-models  the tests on the real checkpoints of the catalogue (pulled once, 325 MB)'
 	@echo 'make test-large   the tests that need 24 GiB of memory'
+	@echo 'make test-simulation  a million requests through the scheduler, and a thousand faults in the engine'
+	@echo 'make test-chaos   the server against thousands of vanishing, slow, malformed and hostile clients'
+	@echo 'make web          build the page anew into the package (needs Node.js)'
+	@echo 'make test-web     is the built page that of its source, and do all its flows work (needs Node.js and Chromium)'
 	@echo 'make lint         ruff and mypy'
-	@echo 'make bench        every benchmark but the rivals; a table each'
+	@echo 'make bench        every benchmark that takes minutes; a table each'
 	@echo 'make rivals       Sash against transformers, vLLM, llama.cpp and OpenVINO (installs them: 15 GB, an hour or two)'
+	@echo 'make soak         an hour of mixed load on a server: memory, file descriptors, rows'
 	@echo 'make docs         write docs/cli.md anew and check the links of the pages'
 	@echo 'make clean        remove .venv, build and caches (pulled models stay; see sash rm)'
 
@@ -94,16 +101,37 @@ test-models: $(STAMP)
 test-large: $(STAMP)
 	$(BIN)/python -m pytest -m large
 
+test-simulation: $(STAMP)
+	SASH_SIMULATION_SEEDS=10000 SASH_FAULTS=1000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --timeout 3000 \
+	  tests/engine/test_simulation.py tests/engine/test_walls.py
+
+test-chaos: $(STAMP)
+	SASH_CHAOS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 3000 tests/server
+
+web/node_modules: web/package.json web/package-lock.json
+	npm ci --prefix web --no-audit --no-fund
+	@touch $@
+
+web: web/node_modules
+	npm run --prefix web build
+
+test-web: $(STAMP) web/node_modules
+	npm run --prefix web check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/web
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	@set -e; for script in $(sort $(filter-out benchmarks/rivals.py,$(wildcard benchmarks/*.py))); do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(sort $(filter-out $(LONG),$(wildcard benchmarks/*.py))); do echo "== $$script"; $(BIN)/python $$script; done
 
 rivals: $(STAMP)
 	$(BIN)/python benchmarks/rivals.py
+
+soak: $(STAMP)
+	$(BIN)/python benchmarks/soak.py
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate_cli.py
