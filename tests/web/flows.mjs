@@ -106,7 +106,7 @@ flow("sends the system prompt and the sampling that is set", async ({ page, serv
     [sent.temperature, sent.top_p, sent.top_k, sent.max_tokens, sent.seed, sent.window],
     [0.3, 0.9, 40, 5, 7, undefined],
   );
-  await page.getByText("cut at the most tokens allowed").waitFor();
+  await page.getByText("cut at 5 tokens").waitFor();
   await page.locator("li.turn.system").getByText("Be brief.").waitFor();
   await page.getByLabel("Temperature, slider").fill("1.5");
   await page.getByRole("button", { name: "Leave all to the model" }).click();

@@ -1,13 +1,14 @@
-// The page against a real server: `node real_flows.mjs URL [KEY]`. One line of JSON for each flow, as flows.mjs writes them.
+// The page against a real server: `node real_flows.mjs URL [KEY [NAME]]`. One line of JSON for each flow, as flows.mjs writes them.
 
 import assert from "node:assert/strict";
 import { answers, box, faults, launch, settled, talk, until, visit } from "./browser.mjs";
 
-const [url, key] = process.argv.slice(2);
+const [url, key, wanted = ""] = process.argv.slice(2);
 const { browser, end } = await launch();
 let failed = 0;
 
 async function flow(name, run, options = {}) {
+  if (!name.includes(wanted)) return;
   let visited;
   try {
     visited = await visit(browser, url, { ...(key && { httpCredentials: { username: "reader", password: key } }), ...options });

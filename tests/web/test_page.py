@@ -100,6 +100,13 @@ def test_with_a_real_server_it(name: str, outcomes: Callable[[str], dict[str, Ou
     assert outcome["ok"], outcome["error"]
 
 
+@needs_browser
+def test_it_works_where_the_browser_itself_was_asked_for_the_key():
+    with imported("live").serving(imported("conftest").small_lm(), api_keys=("k3y",)) as live:
+        (outcome,) = play("real_flows.mjs", f"{live.url}/", "k3y", "pins").values()
+    assert outcome["ok"], outcome["error"]
+
+
 @needs_node
 def test_its_logic_holds_by_itself():
     run = subprocess.run(["npx", "vitest", "run"], cwd=WEB, capture_output=True, text=True, timeout=120, check=False)

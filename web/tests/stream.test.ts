@@ -76,7 +76,7 @@ describe("figures in words", () => {
   it("says how it ended, how fast, and what was read", () => {
     const figures = { answerTokens: 1200, tokensPerSecond: 41.63, firstTokenMs: 1234, promptTokens: 5000, cachedTokens: 4900 };
     expect(figuresOf({ id: "", parent: null, role: "assistant", content: "", created: 0, finish: "length", figures })).toEqual([
-      "cut at the most tokens allowed", "1,200 tokens", "41.6 tok/s", "first token 1.23 s", "read 100, reused 4,900",
+      "cut at 1,200 tokens", "41.6 tok/s", "first token 1.23 s", "read 100, reused 4,900",
     ]);
     expect([0.2, 999, 12_340, 120_000].map(seconds)).toEqual(["1 ms", "999 ms", "12.3 s", "2 min"]);
   });

@@ -13,7 +13,7 @@ export function rate(perSecond: number): string {
 }
 
 const ENDS: Record<string, string> = {
-  length: "cut at the most tokens allowed",
+  length: "cut",
   stopped: "stopped",
   model_length: "cut at the model's length",
   error: "broke off",
@@ -30,8 +30,10 @@ export function reuse(figures: Figures): string | null {
 export function figuresOf(message: Message): string[] {
   const { figures } = message;
   const said: string[] = [];
-  if (message.finish && ENDS[message.finish]) said.push(ENDS[message.finish]!);
-  if (figures?.answerTokens) said.push(`${number(figures.answerTokens)} tokens`);
+  const end = (message.finish && ENDS[message.finish]) || null;
+  const tokens = figures?.answerTokens ? `${number(figures.answerTokens)} tokens` : null;
+  if (end && tokens && message.finish === "length") said.push(`${end} at ${tokens}`);
+  else said.push(...[end, tokens].filter((part) => part !== null));
   if (figures?.tokensPerSecond) said.push(rate(figures.tokensPerSecond));
   if (figures?.firstTokenMs !== undefined) said.push(`first token ${seconds(figures.firstTokenMs)}`);
   const read = figures ? reuse(figures) : null;
