@@ -85,7 +85,8 @@ def test_more_than_may_wait_are_told_when_to_come_back(running, client):
 
 class TestSlow:
     @pytest.fixture(scope="class")
-    def running(self, serve):
+    @classmethod
+    def running(cls, serve):
         with serve(read_timeout=0.5, write_timeout=0.5, keep_alive=0.5) as running:
             yield running
 
@@ -153,7 +154,8 @@ def test_what_is_no_http_has_the_shape_of_all_errors(client, text):
 
 class TestKeys:
     @pytest.fixture(scope="class")
-    def running(self, serve):
+    @classmethod
+    def running(cls, serve):
         with serve(api_keys=(KEY, "another")) as running:
             yield running
 

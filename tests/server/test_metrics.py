@@ -1,5 +1,7 @@
 """/metrics, /health, /v1/models, /tokenize, /docs: what a server says of itself."""
 
+import time
+
 from prometheus_client.parser import text_string_to_metric_families
 
 
@@ -33,6 +35,20 @@ def test_every_token_is_counted(running, client):
     assert grown("sash_window_tokens_evicted_total") > 0
     assert after["sash_num_requests_running", ()] == 0
     assert ("sash_kv_bytes", (("kind", "full_equivalent"),)) in after
+
+
+def test_answers_that_nobody_waits_for_are_counted_too(running, client):
+    before = samples(client).get(("sash_request_success_total", (("finished_reason", "cancelled"),)), 0)
+    wire = client.socket()
+    body = b'{"messages":[{"role":"user","content":"x"}],"max_tokens":100000,"ignore_eos":true}'
+    wire.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    )
+    while not running.service.figures().running:
+        time.sleep(0.002)
+    wire.close()
+    running.wait_idle()
+    assert samples(client)["sash_request_success_total", (("finished_reason", "cancelled"),)] == before + 1
 
 
 def test_health_and_models(running, client):

@@ -9,26 +9,22 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from sash.engine.grammar import Grammar
-from sash.engine.request import Request, Sequence, Token
-from sash.sampling import SamplingParams
+from sash.engine.request import Request
 from sash.server.account import timings, to_json, usage, view
 from sash.server.call import Call, ClientGoneError, Job
 from sash.server.errors import ApiError, internal_error
 from sash.server.fields import MAX_INT
 from sash.server.mail import Box
 from sash.server.place import Place, owner_of
+from sash.server.plan import Answer, Plan, Shape
 from sash.server.streaming import DONE, PING, EventStream, event
-from sash.server.tools import Calling
-from sash.server.window import Frame
 from sash.server.writing import Part, Writer
-from sash.text.tools import ToolCall
 
 logger = logging.getLogger(__name__)
 
@@ -45,104 +41,12 @@ CLIENT_GONE = 499
 """The status, for the log only, of a request whose client has left."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What a request comes to.
-
-    Attributes:
-        prompts: token ids of each prompt.
-        n: answers for each prompt.
-        params: how to write.
-        frame: the window to read through.
-        stream: whether to stream.
-        wants_usage: whether a stream's account comes in a chunk of its own.
-        progress: whether a stream tells how much of the prompt was read.
-        continues: whether the text goes on the prompt's.
-        prompt_logprobs: alternatives of each token of the prompt; None for nothing of the prompt.
-        grammars: of each answer; empty for none.
-        calling: the tools that may be called.
-        session: the name to keep the end of the conversation under.
-        headers: further headers of the answer.
-    """
-
-    prompts: tuple[tuple[int, ...], ...]
-    params: SamplingParams
-    frame: Frame
-    n: int = 1
-    stream: bool = False
-    wants_usage: bool = False
-    progress: bool = False
-    continues: bool = False
-    prompt_logprobs: int | None = None
-    grammars: tuple[Grammar, ...] = ()
-    calling: Calling = field(default_factory=Calling)
-    session: str | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def n_answers(self) -> int:
-        """Answers to all prompts."""
-        return self.n * len(self.prompts)
-
-
-@dataclass(slots=True, kw_only=True)
-class Answer:
-    """A whole answer, gathered from its parts.
-
-    Attributes:
-        index: which answer of the request.
-        text: what it says.
-        calls: the tools that it calls.
-        tokens: those written, where their log-probabilities were asked for.
-        reason: why it ended.
-        sequence: how it was made.
-    """
-
-    index: int
-    text: str
-    calls: tuple[ToolCall, ...]
-    tokens: list[Token]
-    reason: str
-    sequence: Sequence
-
-    @staticmethod
-    def of(parts: list[Part]) -> Answer:
-        """An answer that has ended."""
-        last = parts[-1]
-        if last.ended is None:
-            raise RuntimeError("an answer was taken for whole before its end")
-        return Answer(
-            index=last.index,
-            text="".join(part.text for part in parts),
-            calls=tuple(call for part in parts for call in part.calls),
-            tokens=[token for part in parts for token in part.tokens],
-            reason=last.reason,
-            sequence=last.ended,
-        )
-
-
-class Shape(Protocol):
-    """How a route writes its answers down. An answer's `index` counts through all prompts, `n` for each."""
-
-    prefix: str
-    whole_kind: str
-    chunk_kind: str
-
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """The first choice of a streamed answer."""
-
-    def pieces(self, part: Part) -> list[dict[str, Any]]:
-        """What a step adds to a streamed answer, as choices; the last one with the reason for its end."""
-
-    def choice(self, answer: Answer) -> dict[str, Any]:
-        """A whole answer."""
-
-
 class Answering:
     """One request under way."""
 
     def __init__(self, place: Place, plan: Plan, shape: Shape) -> None:
         self._place, self._plan, self._shape = place, plan, shape
+        self._began = time.monotonic()
         self._head = {
             "id": f"{shape.prefix}-{uuid.uuid4().hex}",
             "object": shape.chunk_kind if plan.stream else shape.whole_kind,
@@ -204,6 +108,7 @@ class Answering:
                 calling=plan.calling,
                 wants_tokens=params.logprobs is not None,
                 on_gap=place.metrics.gap,
+                on_end=place.metrics.ended,
             )
             jobs.append(Job(request=request, writer=writer, lane=plan.frame.lane))
         return jobs
@@ -255,6 +160,7 @@ class Answering:
         if part.n_read and self._plan.progress:
             total = len(self._plan.prompts[part.index // self._plan.n])
             progress = {"index": part.index, "total": total, "cache": part.n_cached, "processed": part.n_done}
+            progress["time_ms"] = round(1000 * (time.monotonic() - self._began))
             chunks.insert(0, {**self._head, "choices": [], "prompt_progress": progress})
         return chunks
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from sash.server import page, text_routes
 from sash.server.account import to_json
-from sash.server.answering import Answering, Plan, Shape
+from sash.server.answering import Answering
 from sash.server.chat import plan_chat
 from sash.server.completions import plan_completion
 from sash.server.errors import INVALID, UNAVAILABLE, ApiError
@@ -24,6 +24,7 @@ from sash.server.limits import Guard
 from sash.server.metrics import CONTENT_TYPE
 from sash.server.models import card, cards
 from sash.server.place import Place, owner_of
+from sash.server.plan import Plan, Shape
 from sash.server.protocol import (
     ChatRequest,
     CompletionRequest,

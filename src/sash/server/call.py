@@ -129,7 +129,6 @@ class Call:
 
     def _end(self, index: int, sequence: Sequence, reason: str) -> None:
         self.sequences[index] = sequence
-        self._metrics.ended(sequence, reason)
         if sequence.error is not None:
             raise from_sash(sequence.error)
         if reason == "error":

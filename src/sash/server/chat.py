@@ -7,11 +7,11 @@ from typing import Any
 
 from sash.engine.request import Token
 from sash.server.account import chat_logprobs
-from sash.server.answering import Answer, Plan
 from sash.server.conversation import as_messages, spans_of
 from sash.server.errors import bad_field
 from sash.server.formats import answer_format, open_grammars
 from sash.server.place import Place
+from sash.server.plan import Answer, Plan
 from sash.server.planning import ignored_header, read, room_for
 from sash.server.protocol import ChatRequest
 from sash.server.tools import Calling, call_to_json, read_tools

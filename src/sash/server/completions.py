@@ -8,10 +8,10 @@ from sash.engine.request import Token
 from sash.errors import EmptyPromptError
 from sash.sampling import SamplingParams
 from sash.server.account import shown_length, text_logprobs
-from sash.server.answering import Answer, Plan
 from sash.server.errors import ApiError, bad_field
 from sash.server.fim import encode_fim
 from sash.server.place import Place
+from sash.server.plan import Answer, Plan
 from sash.server.planning import check_prompt_logprobs, ignored_header, read, room_for
 from sash.server.protocol import CompletionRequest
 from sash.server.window import frame

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sash.server.answering import Plan
 from sash.server.chat import ChatShape
 from sash.server.errors import ApiError, bad_field
 from sash.server.place import Place
+from sash.server.plan import Plan
 from sash.server.planning import ignored_header, read, room_for
 from sash.server.protocol import FimRequest
 from sash.server.window import frame

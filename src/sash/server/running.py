@@ -93,13 +93,22 @@ class Server(uvicorn.Server):
             self.failure = error
             self.should_exit = True
             return
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._opened, lm, service)
+        if self._loop is not None:
+            self._open(self._loop, lm, service)
 
-    def _opened(self, lm: LM, service: Service) -> None:
-        self.place.open(lm, service)
-        if self.on_ready is not None:
-            self.on_ready(self)
+    def _open(self, loop: asyncio.AbstractEventLoop, lm: LM, service: Service) -> None:
+        """Have the event loop take requests, and tell of it on this thread, for that may take its time."""
+        opened = threading.Event()
+
+        def open_doors() -> None:
+            self.place.open(lm, service)
+            opened.set()
+
+        with contextlib.suppress(RuntimeError):  # a signal has ended the loop meanwhile
+            loop.call_soon_threadsafe(open_doors)
+            opened.wait()
+            if self.on_ready is not None:
+                self.on_ready(self)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal ends the server once it has answered; the second at once."""
@@ -162,7 +171,7 @@ def run(
     Args:
         settings: how to serve.
         load: loads the model; by default `settings.model` as it is. It runs while the server answers 503 already.
-        on_ready: called on the event loop once requests are taken.
+        on_ready: called once requests are taken, on the thread that loaded the model.
 
     Raises:
         SashError: the model could not be loaded, or the address is taken.

@@ -60,12 +60,14 @@ class Writer:
         calling: Calling | None = None,
         wants_tokens: bool = False,
         on_gap: Callable[[float], None] | None = None,
+        on_end: Callable[[Sequence, str], None] | None = None,
     ) -> None:
         """`continues`: the text goes on the prompt's; `on_gap` is told the seconds between two tokens.
 
-        `calling`: the tools that the answer may call.
+        `calling`: the tools that the answer may call; `on_end` is told the sequence and why it ended, once.
         """
-        self._index, self._box, self._wants_tokens, self._on_gap = index, box, wants_tokens, on_gap
+        self._index, self._box, self._wants_tokens = index, box, wants_tokens
+        self._on_gap, self._on_end = on_gap, on_end
         self._calling = calling or Calling()
         names = self._calling.names
         self._reader = ToolParser(tokenizer, names, continues=continues) if names else _Plain(tokenizer, continues)
@@ -92,6 +94,8 @@ class Writer:
         if not (over or text or calls or tokens or event.n_read):
             return self._stopped
         self._ended = over
+        if over and self._on_end is not None:
+            self._on_end(sequence, self._reason(sequence))
         part = Part(
             index=self._index,
             text=text,
