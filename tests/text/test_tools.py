@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sash import hub
+from sash.checkpoint.gguf import GgufFile
 from sash.errors import TokenizerError, UsageError
 from sash.text.grammar import open_grammar
 from sash.text.mistral import MistralTokenizer
@@ -607,6 +609,22 @@ def test_control_tokens_in_words_stay_words(name: str) -> None:
     fillers = sorted(one for one in named if re.search(r"_\d+", one))
     for spelling in sorted(named - set(fillers)) + fillers[:: 1 if name == "v7" else 8]:
         assert control_ids(tokenizer, spelling) == clean, spelling
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma-3-270m"])
+def test_real_vocabularies_keep_words_and_call_tools(name: str) -> None:
+    metadata = dict(GgufFile.open(hub.resolve(name)).metadata)
+    ends = ("<|im_start|>", "<|im_end|>") if name.startswith("smol") else ("<start_of_turn>", "<end_of_turn>")
+    template = HERMES.replace("<|im_start|>", ends[0]).replace("<|im_end|>", ends[1])
+    tokenizer = from_gguf({**metadata, "tokenizer.chat_template": template})
+    clean = control_ids(tokenizer, "")
+    for spelling in sorted({tokenizer.token_text(token_id) for token_id in tokenizer.control_ids})[:300]:
+        assert control_ids(tokenizer, spelling) == clean, spelling
+    for seed in range(3):
+        ids = follow(tokenizer, tool_grammar(tokenizer, SMALL, "required", parallel=False), seed)
+        text, calls = brief(parse_calls(tokenizer, ids, {"weather", "add"}))
+        assert (text, len(calls)) == ("", 1)
 
 
 def test_seven_places_and_every_control_token_are_thousands_of_cases() -> None:
