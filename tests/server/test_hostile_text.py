@@ -23,6 +23,7 @@ from tests.cli.conftest import SPECIAL, write_model
 from tests.server.live import NAME, Live, serving
 
 CHAOS = os.environ.get("SASH_CHAOS") == "1"
+pytestmark = pytest.mark.timeout(3600 if CHAOS else 300)
 N_TEXTS = 2000 if CHAOS else 120
 
 CONTROL = (

@@ -23,6 +23,7 @@ from tests.cli.conftest import write_model
 from tests.server.live import NAME, Live, serving, until
 
 CHAOS = os.environ.get("SASH_CHAOS") == "1"
+pytestmark = pytest.mark.timeout(3600 if CHAOS else 300)
 N_CASES = 10_000 if CHAOS else 240
 TEXT_ROUTES = ("/tokenize", "/detokenize", "/v1/window")
 WHOLE: dict[str, dict[str, Any]] = {

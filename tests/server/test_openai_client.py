@@ -228,10 +228,13 @@ def test_too_many_are_told_to_come_back(client: OpenAI, live: Live):
     assert caught.value.code == "queue_full"
     assert live.service.figures().running == 4
     until(lambda: len(streams) >= 4)
-    while not live.free():
+
+    def all_left() -> bool:
         for stream in list(streams):
             stream.close()
-        until(lambda: True)
+        return live.free()
+
+    until(all_left, pause=0.02)
     assert client.chat.completions.create(messages=HELLO, **GREEDY).choices[0].message.content
 
 

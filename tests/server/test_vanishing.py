@@ -25,6 +25,7 @@ from tests.cli.conftest import write_model
 from tests.server.live import NAME, Live, connect, request_bytes, reset, serving, until
 
 CHAOS = os.environ.get("SASH_CHAOS") == "1"
+pytestmark = pytest.mark.timeout(3600 if CHAOS else 300)
 N_VANISH = 2000 if CHAOS else 24
 N_SLOW = 200 if CHAOS else 2
 N_LORIS = 500 if CHAOS else 12
