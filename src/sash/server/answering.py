@@ -81,7 +81,7 @@ class Answering:
             call.close()
             raise
         call.close()
-        return Response(to_json(answer), media_type="application/json", headers=self._plan.headers)
+        return Response(answer, media_type="application/json", headers=self._plan.headers)
 
     def _jobs(self, box: Box[Part]) -> list[Job]:
         plan, place = self._plan, self._place
@@ -113,13 +113,20 @@ class Answering:
             jobs.append(Job(request=request, writer=writer, lane=plan.frame.lane))
         return jobs
 
-    async def _whole(self, call: Call, owner: str) -> dict[str, Any]:
+    async def _whole(self, call: Call, owner: str) -> str:
         parts: list[list[Part]] = [[] for _ in range(self._plan.n_answers)]
         while not call.done:
             for part in await call.parts():
                 parts[part.index].append(part)
-        choices = [self._shape.choice(Answer.of(own)) for own in parts]
-        return {**self._head, "choices": choices, **self._account(call, owner)}
+        account = self._account(call, owner)
+
+        def write() -> str:
+            choices = [self._shape.choice(Answer.of(own)) for own in parts]
+            return to_json({**self._head, "choices": choices, **account})
+
+        if self._plan.params.logprobs is None:
+            return write()
+        return await self._place.aside(write)  # there may be a million of them
 
     def _account(self, call: Call, owner: str) -> dict[str, Any]:
         first = call.sequences[0]

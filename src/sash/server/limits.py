@@ -135,8 +135,8 @@ class Guard:
             return False
         if origin in self._settings.origins:
             return True
-        parts = urlsplit(origin)
-        if parts.scheme in ("http", "https") and parts.netloc.lower() == (host or "").lower() and not parts.path:
+        scheme, _, place = origin.partition("://")
+        if scheme in ("http", "https") and place.lower() == (host or "").lower():
             return False
         raise ApiError(403, "pages of other origins may not call this server", code="invalid_origin",
                        kind="permission_error")  # fmt: skip

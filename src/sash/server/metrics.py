@@ -21,6 +21,9 @@ TOKENS = (1, 10, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000,
 MAX_RETRY = 30
 """Seconds that a refused client is told to wait at most."""
 
+RETRY_SECONDS = 0.5
+"""For how long the same is told to all who are refused: in a storm of requests nobody counts anew for each."""
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -31,6 +34,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._model = model_name
         self._mean_seconds = 1.0
+        self._rounds, self._rounds_at = 1.0, -math.inf
         self._service: Service | None = None
         self._prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.")
         self._asked_tokens = self._counter("prefix_cache_queries", "Tokens of prompts that a snapshot could have held.")
@@ -89,9 +93,11 @@ class Metrics:
         """Whole seconds after which a refused client may find room: what waits, at the pace of late."""
         if self._service is None:
             return 1
-        figures = self._service.figures()
-        rounds = 1 + figures.waiting / max(1, figures.rows_total)
-        return min(MAX_RETRY, max(1, math.ceil(rounds * self._mean_seconds)))
+        now = time.monotonic()
+        if now - self._rounds_at > RETRY_SECONDS:
+            figures = self._service.figures()
+            self._rounds, self._rounds_at = 1 + figures.waiting / max(1, figures.rows_total), now
+        return min(MAX_RETRY, max(1, math.ceil(self._rounds * self._mean_seconds)))
 
     def page(self) -> bytes:
         """Everything, as Prometheus reads it."""

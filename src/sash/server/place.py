@@ -107,11 +107,15 @@ class Place:
             )
         self._preparing += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+            return await self.aside(work, *args)
         except SashError as error:
             raise from_sash(error) from error
         finally:
             self._preparing -= 1
+
+    async def aside(self, work: Callable[..., T], *args: Any) -> T:
+        """Run `work` on one of the threads, whatever waits for them already: for what was accepted before."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 
     def check_model(self, name: str | None) -> None:
         """Refuse a model that is not this one.
