@@ -110,7 +110,7 @@ def known_angles(rope: RopeConfig, head_dim: int, positions_T: Tensor) -> tuple[
         )
         return cos_TF, sin_TF
     cos_TF, sin_TF = torch.empty(2, len(positions_T), head_dim // 2)
-    for block in blocks_T.unique().tolist():
+    for block in sorted(set(blocks_T.tolist())):
         here_N = (blocks_T == block).nonzero().squeeze(1)
         for out_TF, known_TF in zip((cos_TF, sin_TF), _block(rope, head_dim, block), strict=True):
             out_TF[here_N] = known_TF[positions_T[here_N] - block * _BLOCK]
