@@ -162,6 +162,17 @@ def test_stopping_ends_everything(network) -> None:  # type: ignore[no-untyped-d
         service.start()
 
 
+def test_what_was_never_started_can_be_stopped(network) -> None:  # type: ignore[no-untyped-def]
+    service = service_over(network)
+    _, taken = submit(service, request_of(0))
+    service.stop()
+    service.stop()
+    assert isinstance(taken.sequence.error, DrainingError)
+    assert service.health.state == "dead"
+    with pytest.raises(UsageError):
+        service.start()
+
+
 def test_what_fails_in_the_loop_itself_is_said_to_all(network, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     with running(network, max_rows=2) as service:
         assert service.health.state == "ready"

@@ -170,11 +170,10 @@ class Service:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is None:
+            self._finish(None)  # it was never started
+        elif self._thread is not threading.current_thread():
             self._thread.join()
-        with self._changed:
-            self._state = "dead"
-            self._error = self._error or "the engine was stopped"
 
     @property
     def health(self) -> Health:
@@ -215,8 +214,7 @@ class Service:
         except BaseException as failure:
             error = failure
             logger.critical("the engine failed", exc_info=failure)
-        self._end_all(error)
-        self._steps.close()
+        self._finish(error)
 
     def _turn(self) -> bool:
         """Wait for something to do, and do one step of it; False once it is to stop."""
@@ -284,11 +282,11 @@ class Service:
             self._n_open -= 1
             self._changed.notify_all()
 
-    def _end_all(self, error: BaseException | None) -> None:
-        """Give everybody who still waits the last event."""
+    def _finish(self, error: BaseException | None) -> None:
+        """Give everybody who still waits the last event, and end."""
         said = "the engine was stopped" if error is None else f"the engine failed: {type(error).__name__}: {error}"
         with self._changed:
-            self._state, self._error, self._busy_since = "dead", said, None
+            self._state, self._error, self._busy_since = "dead", self._error or said, None
             for ticket in self._arrived:
                 self._open[ticket.sequence] = ticket
             self._arrived.clear()
@@ -301,3 +299,4 @@ class Service:
                 logger.exception("a row could not be freed")
             sequence.finish_reason, sequence.error = "error", sequence.error or told
             self._hand(Event(sequence, 0, None))
+        self._steps.close()
