@@ -79,6 +79,17 @@ def block_sizes(context: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def block_slots(context: int) -> int:
+    """The sum of `block_sizes`, without listing them.
+
+    >>> all(block_slots(n) == sum(block_sizes(n)) for n in (0, 1, 1024, 1025, 2049, 8192, 8193, 16385, 99_999))
+    True
+    """
+    if context <= LARGEST_BLOCK:
+        return sum(block_sizes(context))
+    return -(-context // LARGEST_BLOCK) * LARGEST_BLOCK
+
+
 def kv_slots(pattern: AttentionPattern, context: int) -> int:
     """Slots that one layer holds for a sequence of `context` tokens.
 
@@ -90,9 +101,7 @@ def kv_slots(pattern: AttentionPattern, context: int) -> int:
     8192
     """
     capacity = pattern.capacity()
-    if context < 0 or capacity is None:
-        return sum(block_sizes(context))
-    return capacity
+    return block_slots(context) if context < 0 or capacity is None else capacity
 
 
 def kv_bytes(config: ModelConfig, context: int, itemsize: int, scale_bytes: int = 0) -> int:
