@@ -169,8 +169,8 @@ def test_an_audit_tells_of_every_sentence_and_of_marked_parts():
     assert [part.verdict for one in pinned.audit for part in one.parts] == ["direct", "direct"]
     chat = lm.chat(CHAT, audit=True, **GREEDY)
     assert [part.name for part in chat.audit[0].parts][:2] == [
-        "system: “s:Be brief.”",
-        "user: “u:How many dogs sleep in the yard, and how many foxes jump?”",
+        "system: “Be brief.”",
+        "user: “How many dogs sleep in the yard, and how many foxes jump?”",
     ]
     assert lm.generate(TEXT, **GREEDY).audit is None
 

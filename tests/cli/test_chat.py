@@ -218,11 +218,9 @@ def test_an_instruction_that_slides_out_is_told_of_once(chat: Any, windowed_mode
     _, _, err = chat("Hello", "And then?", options=(*GREEDY, "-s", "Be brief."))
     notes = [line for line in err.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1
-    assert notes[0].startswith(
-        "note: “system Be brief.”, of the system prompt, is out of the window of 2 of 2 layers: "
-    )
+    assert notes[0].startswith("note: “Be brief.”, of the system prompt, is out of the window of 2 of 2 layers: ")
     assert "--window" in notes[0]
-    assert "“user Hello”, of the first message, is out of the window" in chat("Hello")[2]
+    assert "“Hello”, of the first message, is out of the window" in chat("Hello")[2]
     assert chat("Hello", model=full_model)[2] == ""
 
 

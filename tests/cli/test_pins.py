@@ -21,7 +21,7 @@ def test_a_system_prompt_is_pinned_and_told_of(sash: Sash, full_model: Path):
     assert code == 0
     notes = [line for line in err.splitlines() if line.startswith("note: ")]
     assert notes[1] == (
-        "note: “system Be brief.”, of the system prompt, is out of the window of 2 of 2 layers: nothing brings it to "
+        "note: “Be brief.”, of the system prompt, is out of the window of 2 of 2 layers: nothing brings it to "
         "the answer; --pin system keeps it, or a larger --window, or say it again"
     )
     code, out, err = sash("run", full_model, LONG, *flags, "--pin", "system", "--stats", "--json")

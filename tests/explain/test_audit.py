@@ -185,11 +185,11 @@ def test_parts_of_one_fate_share_a_row():
     parts = [("system", range(4)), ("one", range(4, 6)), ("two", range(6, 10)), ("three", range(10, 13))]
     text = draw_audit(audit(patterns, 21, parts), audit(patterns, 23, parts))
     assert text.splitlines() == [
-        "tokens  part              for token 21, the first written      for 23, the last",
-        "   0-5  system … one (2)  out of reach                         same",
-        "   6-9  two               through deeper layers only, 2 moves  2 tokens through deeper layers only, 2 moves; "
-        "2 tokens out of reach",
-        " 10-12  three             through deeper layers only, 2 moves  same",
+        "tokens  part                    for token 21, the first written      for 23, the last",
+        "   0-5  system to one, 2 parts  out of reach                         same",
+        "   6-9  two                     through deeper layers only, 2 moves  2 tokens through deeper layers only, 2 "
+        "moves; 2 tokens out of reach",
+        " 10-12  three                   through deeper layers only, 2 moves  same",
     ]
 
 

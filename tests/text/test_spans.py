@@ -10,7 +10,7 @@ import pytest
 from sash.errors import UsageError
 from sash.text.mistral import MistralTokenizer
 from sash.text.opening import from_gguf
-from sash.text.spans import find_text, message_spans, sentences
+from sash.text.spans import content_spans, find_text, message_spans, sentences
 from sash.text.tokenizer import Tokenizer
 
 CHAT = [
@@ -34,6 +34,14 @@ def test_chatml_is_cut_at_its_turns(byte_level_metadata: dict[str, Any]):
         "<|im_start|>assistant\nllama<|im_end|>\n",
         "<|im_start|>user\nthe<|im_end|>\n",
     ]
+
+
+def test_contents_are_without_what_the_format_writes(byte_level_metadata: dict[str, Any]):
+    tokenizer = from_gguf(byte_level_metadata)
+    ids = tokenizer.encode_chat(CHAT)
+    spans = content_spans(tokenizer, CHAT)
+    assert words(tokenizer, ids, [span for span in spans if span is not None]) == [m["content"] for m in CHAT]
+    assert content_spans(tokenizer, [{"role": "user", "content": None}, *CHAT[2:]], ids=ids)[0] is None
 
 
 def test_a_system_prompt_that_the_format_adds_is_nobodys(byte_level_metadata: dict[str, Any]):

@@ -10,7 +10,7 @@ from sash.explain.audit import Part, PartAudit, audit
 from sash.explain.labels import numbers
 from sash.network.config import ModelConfig
 from sash.text.pins import BUDGET_SHARE
-from sash.text.spans import message_spans, sentences
+from sash.text.spans import content_spans, message_spans, sentences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,24 +39,37 @@ class Instruction:
 
 
 def of_messages(
-    tokenizer: Tokenizer, ids: Sequence[int], messages: Sequence[Mapping[str, str]], *, safe_prompt: bool = False
+    tokenizer: Tokenizer,
+    ids: Sequence[int],
+    messages: Sequence[Mapping[str, str]],
+    *,
+    safe_prompt: bool = False,
+    stand_in: bool = False,
 ) -> Instruction | None:
     """The system prompt of a conversation, or else the first message of the user.
 
     Args:
         tokenizer: the model's.
         ids: the conversation, or as much of its beginning as is known.
-        messages: up to the first of the user at least; what that says does not matter if there is a system prompt.
+        messages: up to the first of the user at least.
         safe_prompt: as it was rendered.
+        stand_in: whether the user's message only stands for the one that was read, which ends the prompt.
     """
     first_turn = next((at for at, message in enumerate(messages) if message["role"] == "user"), None)
     if first_turn is None:
         return None
     has_system = messages[0]["role"] == "system"
-    spans = message_spans(tokenizer, messages[: first_turn + 1], safe_prompt=safe_prompt)
-    span = spans[0] if has_system else spans[first_turn]
+    at = 0 if has_system else first_turn
+    begun = messages[: first_turn + 1]
+    content = content_spans(tokenizer, begun, safe_prompt=safe_prompt)[at]
+    if content is None:
+        return None
     name, pin = ("the system prompt", "system") if has_system else ("the first message", "user:1")
-    return _named(tokenizer, ids, name, pin, span)
+    size = len(message_spans(tokenizer, begun, safe_prompt=safe_prompt)[at])
+    if stand_in and not has_system:
+        content = range(content.start, max(content.stop, len(ids)))
+        size = len(content)
+    return _named(tokenizer, ids, name, pin, content, size)
 
 
 def of_marks(tokenizer: Tokenizer, ids: Sequence[int], marks: Sequence[Part]) -> list[Instruction]:
@@ -67,10 +80,12 @@ def of_marks(tokenizer: Tokenizer, ids: Sequence[int], marks: Sequence[Part]) ->
     return [instruction for instruction in found if instruction is not None]
 
 
-def _named(tokenizer: Tokenizer, ids: Sequence[int], name: str, pin: str, span: range) -> Instruction | None:
+def _named(
+    tokenizer: Tokenizer, ids: Sequence[int], name: str, pin: str, span: range, size: int | None = None
+) -> Instruction | None:
     said = sentences(tokenizer, ids, within=range(span.start, min(span.stop, len(ids))))
     parts = tuple((f"“{passage.text}”", passage.span) for passage in said)
-    return Instruction(name=name, pin=pin, size=len(span), sentences=parts) if parts else None
+    return Instruction(name=name, pin=pin, size=len(span) if size is None else size, sentences=parts) if parts else None
 
 
 def leaving_note(

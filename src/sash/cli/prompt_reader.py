@@ -133,7 +133,7 @@ class Prompt:
         """What is to be followed: the system prompt, or else the message; of plain text nothing says what."""
         if not chat:
             return []
-        found = of_messages(tokenizer, head, self.messages("?"), safe_prompt=self.safe_prompt)
+        found = of_messages(tokenizer, head, self.messages("?"), safe_prompt=self.safe_prompt, stand_in=True)
         return [] if found is None else [found]
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
+from rich.cells import cell_len, set_cell_size
+
 from sash.attention.pattern import AttentionPattern
 from sash.errors import UsageError
 from sash.explain.labels import numbers, table
@@ -20,6 +22,9 @@ from sash.explain.reach import Cone, cone
 from sash.explain.spans import Spans
 
 Verdict = Literal["direct", "relay", "out", "mixed"]
+WIDEST = 42
+"""Terminal cells that a part's name takes in a table."""
+
 Part = tuple[str, range]
 """A part of a prompt: what it is called, and the positions of its tokens."""
 
@@ -214,7 +219,8 @@ def draw_audit(first: Audit, last: Audit) -> str:
         alike = [pair[0] for pair in group]
         start, stop = alike[0].span.start, alike[-1].span.stop
         names = [alike[0].name, alike[-1].name]
-        what = names[0] if len(alike) == 1 else f"{names[0]} … {names[1]} ({len(alike)})"
+        names = [name if cell_len(name) <= WIDEST else set_cell_size(name, WIDEST - 1).rstrip() + "…" for name in names]
+        what = names[0] if len(alike) == 1 else f"{names[0]} to {names[1]}, {len(alike)} parts"
         same = ["same"] if words[0] == words[1] else [words[1]]
         rows.append([f"{start:,}-{stop - 1:,}", what, words[0], *same])
     return "\n".join(table(rows, right=[True, False, False, False]))

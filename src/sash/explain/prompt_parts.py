@@ -8,7 +8,7 @@ from typing import Any
 
 from sash.explain.audit import Part
 from sash.text.pins import Contract
-from sash.text.spans import message_spans, sentences
+from sash.text.spans import content_spans, sentences
 from sash.text.tokenizer import Tokenizer
 
 
@@ -25,7 +25,7 @@ def prompt_parts(
     """
     if messages is None:
         return [(f"“{found.text}”", found.span) for found in sentences(tokenizer, ids)]
-    spans = message_spans(tokenizer, messages, ids=ids, **options)
+    spans = content_spans(tokenizer, messages, ids=ids, **options)
     roles = Counter(str(message["role"]) for message in messages)
     counted: Counter[str] = Counter()
     parts: list[Part] = []
@@ -33,7 +33,8 @@ def prompt_parts(
         role = str(message["role"])
         counted[role] += 1
         name = role if roles[role] == 1 else f"{role} {counted[role]}"
-        parts += [(f"{name}: “{found.text}”", found.span) for found in sentences(tokenizer, ids, within=span)]
+        said = [] if span is None else sentences(tokenizer, ids, within=span)
+        parts += [(f"{name}: “{found.text}”", found.span) for found in said]
     return parts
 
 

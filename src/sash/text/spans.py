@@ -60,7 +60,7 @@ def message_spans(
         TokenizerError, UsageError: as `encode_chat` does.
     """
     whole = list(tokenizer.encode_chat(messages, **options) if ids is None else ids)
-    contents = [_content(tokenizer, messages, index, whole, options) for index in range(len(messages))]
+    contents = content_spans(tokenizer, messages, ids=whole, **options)
     spans: list[range | None] = [None] * len(messages)
     order = sorted((span.start, span.stop, index) for index, span in enumerate(contents) if span is not None)
     starts = {}
@@ -71,6 +71,17 @@ def message_spans(
         if before >= 0:
             spans[before] = range(starts[before], ends_at)
     return _filled(spans, len(whole))
+
+
+def content_spans(
+    tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *, ids: Sequence[int] | None = None, **options: Any
+) -> list[range | None]:
+    """The tokens of what each message says, without what the format writes around it; see `message_spans`.
+
+    None where a message says nothing that the format shows.
+    """
+    whole = list(tokenizer.encode_chat(messages, **options) if ids is None else ids)
+    return [_content(tokenizer, messages, index, whole, options) for index in range(len(messages))]
 
 
 def _content(
