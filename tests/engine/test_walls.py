@@ -212,7 +212,8 @@ def test_a_grammar_is_followed_and_ends(network) -> None:  # type: ignore[no-unt
 
 def test_a_sampler_that_fails(network, lonely) -> None:  # type: ignore[no-untyped-def]
     service = service_over(network)
-    request = request_of(VICTIM, logit_bias=((10**6, 1.0),))
+    nothing_left = tuple((token_id, -100.0) for token_id in range(network.config.vocab_size))
+    request = request_of(VICTIM, logit_bias=nothing_left)
     ended = run_among_siblings(service, lonely, network, lambda: submit(service, request)[1])
     assert isinstance(ended.sequence.error, UsageError)
     assert not ended.said

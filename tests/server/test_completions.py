@@ -68,6 +68,7 @@ def test_streams_of_several_prompts_can_be_told_apart(client):
         ({"prompt": "a", "n": 16, "max_tokens": 1 << 20}, "max_tokens"),
         ({"prompt": "a", "seed": 1, "random_seed": 2}, "random_seed"),
         ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"),
+        ({"prompt": "a", "logit_bias": {"1000000": 1}}, None),
         ({"prompt": "a", "window": {"pins": {"roles": ["system"]}}}, "window.pins"),
     ],
 )

@@ -197,6 +197,9 @@ class Service:
         vocab_size = self._config.vocab_size
         if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab_size:
             raise UsageError(f"token ids lie between 0 and {vocab_size - 1}")
+        for token_id, _ in request.params.logit_bias:
+            if not 0 <= token_id < vocab_size:
+                raise UsageError(f"logit_bias names token {token_id}: ids lie between 0 and {vocab_size - 1}")
         if request.n_pins > lane.pins:
             raise PinsError(f"{request.n_pins} tokens are pinned, and there is room for {lane.pins}: pin fewer")
         key = None if lane.own else lane

@@ -23,6 +23,7 @@ from sash.server.connection import connection_type
 from sash.server.limits import MAX_HEADER_BYTES
 from sash.server.place import Place
 from sash.server.settings import Settings
+from sash.text.grammar import warm
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -183,6 +184,7 @@ def run(
         lm = load() if load is not None else _load_by_name(settings)
         service = make_service(lm, settings)
         services.append(service)
+        warm(lm.tokenizer)  # Else the first grammar would hold up all others' tokens for as long as its tables take.
         service.start()
         return lm, service
 
