@@ -64,7 +64,7 @@ await flow("pins what slid away, and sends it pinned", async ({ page }) => {
     talk(page, "More"),
   ]);
   assert.deepEqual(request.postDataJSON().window, { pins: { messages: [0] } });
-  assert.equal(await page.locator(".failure").count(), 0);
+  assert.deepEqual(await page.locator(".failure span").allTextContents(), []);
 });
 
 await flow("stops, edits and asks again", async ({ page }) => {
@@ -86,7 +86,7 @@ await flow("stops, edits and asks again", async ({ page }) => {
   await page.getByLabel("Your message, anew").press("Enter");
   await settled(page);
   await page.locator("li.turn.user").getByRole("img", { name: "Branch 2 of 2" }).waitFor();
-  assert.equal(await page.locator(".failure").count(), 0);
+  assert.deepEqual(await page.locator(".failure span").allTextContents(), []);
 });
 
 await flow("says what the server refuses", async ({ page }) => {
@@ -97,7 +97,7 @@ await flow("says what the server refuses", async ({ page }) => {
   await page.getByLabel("Window, in tokens").press("Enter");
   await page.locator("li.turn .failure").getByRole("button", { name: "Retry" }).click();
   await settled(page);
-  assert.equal(await page.locator(".failure").count(), 0);
+  assert.deepEqual(await page.locator(".failure span").allTextContents(), []);
   await page.getByRole("img", { name: /of 12 slots/ }).waitFor();
 }, { allowed: /^Failed to load resource/ });
 

@@ -73,13 +73,21 @@ describe("requests", () => {
 
   it("sends the shown branch up to a message, and the draft last", () => {
     expect(outgoing(asked, "a2").ids).toEqual(["system", "q1", "a2"]);
-    expect(outgoing(asked, undefined, " more ").ids).toEqual(["system", "q1", "a2", "q2", "draft"]);
+    expect(outgoing(asked, undefined, " more ").ids).toEqual(["system", "q1", "a2", "q2"]);
     expect(outgoing(newConversation()).messages).toEqual([]);
   });
 
   it("leaves out empty answers", () => {
     const empty = add(tree(), { ...message("a3", "q2", "assistant"), content: "" });
     expect(outgoing(empty).ids).toEqual(["q1", "a2", "q2"]);
+  });
+
+  it("asks as one what was asked before and after an answer that never came", () => {
+    const failed = add(tree(), { ...message("a3", "q2", "assistant"), content: "", error: "busy" });
+    const more = outgoing(add(failed, message("q3", "a3")));
+    expect(more.messages.map(({ role }) => role)).toEqual(["user", "assistant", "user"]);
+    expect(more.messages.at(-1)!.content).toBe("text of q2\n\ntext of q3");
+    expect(more.ids).toEqual(["q1", "a2", "q2"]);
   });
 
   it("names pins by their index among what is sent, and only what is shown", () => {

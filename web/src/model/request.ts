@@ -21,6 +21,13 @@ export function outgoing(conversation: Conversation, until?: string | null, draf
   if (until !== undefined) shown = shown.slice(0, shown.findIndex((message) => message.id === until) + 1);
   const out: Outgoing = { messages: [], ids: [] };
   const put = (id: string, role: ChatMessage["role"], content: string) => {
+    const last = out.messages.at(-1);
+    if (last?.role === role) {
+      // An answer that never came is left out; what was asked before and after it is one question, for templates that
+      // want the two to take turns.
+      last.content += `\n\n${content}`;
+      return;
+    }
     out.messages.push({ role, content });
     out.ids.push(id);
   };
