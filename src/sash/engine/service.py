@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Take = Callable[[Event], bool | None]
 """What a request's events are handed to, on the engine's thread: it has to be quick, and must not wait."""
 
-READ_SLICE = 128
+READ_SLICE = 64
 """Prompt tokens of a step while somebody writes: little enough that a step does not take several times as long."""
 
 
