@@ -83,7 +83,7 @@ run: $(STAMP)
 	$(BIN)/sash run gemma-3-270m -f $(CHAPTERS) --max-tokens 120 --stats
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --ignore=tests/web
 
 test-isas: $(STAMP)
 	@set -e; for isa in $$($(BIN)/python -c 'from sash.kernels.isa import available_isas; print(*available_isas(), "none")'); do \
@@ -116,7 +116,6 @@ web: web/node_modules
 	npm run --prefix web build
 
 test-web: $(STAMP) web/node_modules
-	npm run --prefix web check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/web
 
 lint: $(STAMP)
