@@ -57,10 +57,6 @@ VERBS = (
 
 def main() -> None:
     """Entry point of the `sash` command: run it with the process's arguments, and exit."""
-    # torch's threads wait for more work by spinning, for milliseconds, on cores that the native kernels need. GNU's
-    # OpenMP reads this when torch is imported; 2,000 turns are some tens of microseconds.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     sys.exit(execute(sys.argv[1:]))
 
 
