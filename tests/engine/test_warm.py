@@ -48,7 +48,7 @@ def test_the_second_turn_reads_what_is_new(network, lane) -> None:  # type: igno
     assert (first.sequence.reuse, first.sequence.n_reused) == ("miss", 0)
     asked = followed_by(first.sequence, 5, 6, 7, 8, 9, pins=pins)
     second = ask(service, asked, lane)
-    if network.independent and not pins:  # flagged pins are not for native kernels
+    if network.independent:
         assert second.sequence.n_reused == len(first.sequence.request.prompt_ids) + len(first.sequence.output_ids) - 1
         assert second.sequence.reuse == "whole"
     else:
