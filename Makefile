@@ -116,7 +116,7 @@ web: web/node_modules
 	npm run --prefix web build
 
 test-web: $(STAMP) web/node_modules
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/web
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/web $(WEB_TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
