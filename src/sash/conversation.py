@@ -11,16 +11,16 @@ import logging
 from collections.abc import Callable, Iterator
 
 from sash.completion import Completion
-from sash.errors import UsageError
 from sash.sampling import SamplingParams
 from sash.session import Session, Stream
 from sash.text.pins import Contract
 from sash.text.tokenizer import Tokenizer
+from sash.text.turns import Turns
 
 logger = logging.getLogger(__name__)
 
 
-class Conversation:
+class Conversation(Turns):
     """Messages, and the session that has read them.
 
     Attributes:
@@ -42,29 +42,23 @@ class Conversation:
         room: int = 0,
     ) -> None:
         """`contract` says what is pinned, in sessions that are opened with `room` for so many tokens."""
+        super().__init__(system)
         self._open_session, self._tokenizer = open_session, tokenizer
         self.contract, self.room = contract or Contract(), room
         self.safe_prompt = safe_prompt
-        self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         self.session: Session | None = None
         self.read_anew = 0
         self.pinned: tuple[range, ...] = ()
         self._ended: int | None = None
 
-    @property
-    def system(self) -> str | None:
-        """The system prompt."""
-        return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else None
-
     def set_system(self, system: str | None) -> None:
         """Change the system prompt; the next turn reads everything again."""
-        rest = self.messages[1:] if self.system is not None else self.messages
-        self.messages = ([{"role": "system", "content": system}] if system else []) + rest
+        super().set_system(system)
         self.session = None
 
     def replace(self, messages: list[dict[str, str]]) -> None:
         """Continue another conversation; the next turn reads it whole."""
-        self.messages = [dict(message) for message in messages]
+        super().replace(messages)
         self.session = None
 
     def undo(self) -> str:
@@ -73,12 +67,9 @@ class Conversation:
         Raises:
             UsageError: there is no turn to take back.
         """
-        while self.messages and self.messages[-1]["role"] == "assistant":
-            self.messages.pop()
-        if not self.messages or self.messages[-1]["role"] != "user":
-            raise UsageError("there is no turn to take back")
+        question = super().undo()
         self.session = None
-        return self.messages.pop()["content"]
+        return question
 
     def say(
         self,

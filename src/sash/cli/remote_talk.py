@@ -14,7 +14,8 @@ import typer
 from sash.cli.interrupt import Interrupt
 from sash.cli.remote_account import Clock, cached_tokens, draw, overflow_note, prompt_tokens, view_words
 from sash.cli.server_client import Answer, Server, fields_of
-from sash.errors import UnsupportedError, UsageError, WindowError
+from sash.errors import UnsupportedError, WindowError
+from sash.text.turns import Turns
 
 if TYPE_CHECKING:
     from sash.sampling import SamplingParams
@@ -49,43 +50,6 @@ def show(pieces: Iterator[str], clock: Clock, *, quiet: bool = False) -> bool:
                 sys.stdout.write("\n")
                 sys.stdout.flush()
     return stopped
-
-
-class Said:
-    """Messages of a conversation.
-
-    Attributes:
-        messages: so far, each {"role": ..., "content": ...}.
-    """
-
-    def __init__(self, system: str | None) -> None:
-        self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-
-    @property
-    def system(self) -> str | None:
-        """The system prompt."""
-        return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else None
-
-    def set_system(self, system: str | None) -> None:
-        """Change the system prompt."""
-        rest = self.messages[1:] if self.system is not None else self.messages
-        self.messages = ([{"role": "system", "content": system}] if system else []) + rest
-
-    def replace(self, messages: list[dict[str, str]]) -> None:
-        """Continue another conversation."""
-        self.messages = [dict(message) for message in messages]
-
-    def undo(self) -> str:
-        """Take back the last turn, question and answer; the question.
-
-        Raises:
-            UsageError: there is no turn to take back.
-        """
-        while self.messages and self.messages[-1]["role"] == "assistant":
-            self.messages.pop()
-        if not self.messages or self.messages[-1]["role"] != "user":
-            raise UsageError("there is no turn to take back")
-        return self.messages.pop()["content"]
 
 
 class RemoteTalk:
@@ -126,7 +90,7 @@ class RemoteTalk:
         self._window = window_field(window, pins)
         self._safe_prompt = safe_prompt
         self.params, self.show_stats = params, show_stats
-        self.conversation = Said(system)
+        self.conversation = Turns(system)
         self.account: str | None = None
         self._last: Answer | None = None
         self._answers = 0
