@@ -51,6 +51,25 @@ def test_pinned_passages_stay_visible_in_every_chunk(pins, chunk: int):
     assert list(lm.generate(TEXT, **GREEDY).token_ids) != list(written.token_ids)
 
 
+def test_a_stream_is_pinned_and_audited_as_an_answer_is():
+    lm = make_lm()
+    asked = {"pins": f"text:{INSTRUCTION}", "pin_budget": 20, "audit": True, **GREEDY}
+    whole, stream = lm.generate(TEXT, **asked), lm.stream(TEXT, **asked)
+    assert "".join(stream) == whole.text == stream.completion.text
+    assert (stream.completion.token_ids, stream.completion.audit) == (whole.token_ids, whole.audit)
+    with pytest.raises(PinsError, match="budget is 10"):
+        lm.stream(TEXT, pins=f"text:{INSTRUCTION}")
+    with pytest.raises(UsageError, match="not a sampling field"):
+        lm.stream(TEXT, pinned=1)
+    session = lm.session(pins=20)
+    session.feed(TEXT, pins=[range(1, 18)])
+    told = session.audit([("instruction", range(1, 18)), ("fox", range(30, 60))])
+    assert (told.position, told.parts[0].pinned, told.parts[0].verdict) == (session.tokens, 17, "direct")
+    assert told.parts[1].verdict in ("relay", "out", "mixed")
+    with pytest.raises(UsageError, match="nothing yet"):
+        lm.session().audit([("none", range(1))])
+
+
 def test_each_prompt_of_a_batch_has_its_own_pins():
     lm = make_lm()
     texts = [TEXT, "Answer in rhymes. " * 5 + TEXT, f"Please. {TEXT}"]

@@ -111,11 +111,32 @@ class LM(Reader):
         """This model with room for flagged pins, in place of any that it has."""
         return self.with_window(None, room, pin_by="flag")
 
-    def stream(self, prompt: Prompt, **sampling: Any) -> Stream:
-        """Continue a prompt piece by piece; the stream's `completion` holds the whole afterwards."""
-        session = self.session()
-        session.feed(self._encode(prompt))
-        return session.stream(SamplingParams(**_as_tuple(sampling)))
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        pins: Marks = (),
+        pin_budget: int | None = None,
+        pin_overflow: str = "error",
+        audit: bool | Marks = False,
+        **sampling: Any,
+    ) -> Stream:
+        """Continue a prompt piece by piece; the stream's `completion` holds the whole afterwards.
+
+        Args:
+            prompt: text or token ids.
+            pins, pin_budget, pin_overflow, audit: as in `generate`.
+            **sampling: fields of `SamplingParams`.
+
+        Raises:
+            EmptyPromptError, UsageError, PinsError: as `generate` does.
+        """
+        wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config)
+        asked = wishes.ask(self.config, self.tokenizer, self._encode(prompt))
+        session = self.session(len(asked.pinned))
+        session.feed(asked.ids, pins=asked.pins)
+        stream = session.stream(SamplingParams(**_as_tuple(sampling)))
+        return Stream(iter(stream), lambda: audited(session.config, asked, stream.completion), stream.close)
 
     def chat(
         self,

@@ -12,6 +12,7 @@ from sash.completion import Completion, View
 from sash.engine.engine import Engine
 from sash.engine.request import Request, Sequence
 from sash.errors import EmptyPromptError, PinsError, UsageError
+from sash.explain.audit import Audit, Part, audit
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import ModelConfig
@@ -129,6 +130,16 @@ class Session:
                 " lm.session(pins=N)"
             )
         self._pinned = wanted
+
+    def audit(self, parts: Many[Part]) -> Audit:
+        """What the token that is written next could know of parts of what was read: names with ranges of positions.
+
+        Raises:
+            UsageError: nothing was read yet, or a part that was not.
+        """
+        if not self.tokens:
+            raise UsageError("the session has read nothing yet: feed it some text first")
+        return audit(self.config.patterns, self.tokens, parts, pinned_positions=self.pinned)
 
     @torch.inference_mode()
     def _read(self, ids: list[int]) -> None:

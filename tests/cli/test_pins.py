@@ -104,8 +104,3 @@ def test_pins_over_the_budget_are_cut_where_that_is_asked_for(sash: Sash, full_m
     pins = [range(10), range(20, 30)]
     expected = lm.generate(LONG, pins=pins, temperature=0.0, max_tokens=6, ignore_eos=True)
     assert json.loads(out)["token_ids"] == list(expected.token_ids)
-
-
-def test_a_server_is_not_asked_to(sash: Sash):
-    code, _, err = sash("run", "--server", "http://127.0.0.1:9", "Hello", "--audit")
-    assert (code, "leave out --server" in err) == (2, True)

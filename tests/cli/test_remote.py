@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+from sash.attention.pattern import AttentionPattern
 from sash.cli.server_client import Server, base_of, events
 from sash.errors import ServerRefusedError, ServerUnreachableError, UsageError
+from sash.explain.audit import audit, draw_audit
 
 Sash = Callable[..., tuple[int, str, str]]
 GREEDY = ("-t", "0", "-n", "8", "--seed", "7")
@@ -162,6 +164,68 @@ def test_run_asks_a_server(sash: Sash, parrot: Scripted, tmp_path: Path):
     assert told["text"] == "Hel\u2028lo you"
     assert (told["chat"], told["finish_reason"], told["seed"]) == (False, "stop", 7)
     assert told["usage"] == END["usage"]
+
+
+LEAVING = {
+    "sentence": "“Be brief.”", "instruction": "the system prompt", "pin": "system", "size": 9, "window": 64,
+    "n_layers": 4, "layers": [4], "verdict": "relay", "moves": 2,
+}  # fmt: skip
+
+
+def knows_windows(parrot: Scripted, **told: Any) -> None:
+    """Let it be a server of Sash, whose answers tell more of the window."""
+    parrot.card["attention"] = {"windows": [64, 64, 64, None]}
+    parrot.says[2] = {**END, "window": {**END["window"], **told}}
+
+
+def test_pins_marks_and_audits_are_asked_of_a_server(sash: Sash, parrot: Scripted):
+    seen = [audit([AttentionPattern(window=64)] * 4, at, [("user: “Once.”", range(3, 9))]) for at in (90, 99)]
+    knows_windows(parrot, leaving=LEAVING, audit={"first": seen[0].to_json(), "last": seen[1].to_json()})
+    pins = ("--pin", "system", "--pin", "text:Once", "--pins", "4", "--pin-overflow", "head")
+    code, out, err = sash("run", "--server", parrot.url, "Once.", *GREEDY, *pins, "-s", "Be brief.", "--audit")
+    assert (code, out) == (0, "Hel\u2028lo you\n")
+    assert parrot.heard[0]["window"] == {
+        "pins": {"first": 4, "rules": ["system", "text:Once"], "overflow": "head", "budget": 32},
+        "watch": True, "audit": True,
+    }  # fmt: skip
+    assert (
+        "note: “Be brief.”, of the system prompt, is out of the window of 3 of 4 layers: layer 4 still see it; "
+        "--pin system keeps it, or a larger --window, or say it again"
+    ) in err.splitlines()
+    assert draw_audit(*seen) in err
+    flags = ("--raw", "--instruction", "Once", "--mark", "1:3", "--window", "32", "--audit", "--json")
+    code, out, _ = sash("run", "--server", parrot.url, "Once.", *GREEDY, *flags)
+    assert parrot.heard[1]["window"] == {"size": 32, "watch": ["text:Once", "1:3"], "audit": True}
+    assert json.loads(out)["window"]["audit"]["first"] == seen[0].to_json()
+    assert sash("run", "--server", parrot.url, "Once.", "--raw", *GREEDY)[0] == 0
+    assert "window" not in parrot.heard[2]
+
+
+def test_a_remote_chat_warns_once_when_its_instruction_leaves(sash: Sash, parrot: Scripted):
+    knows_windows(parrot, leaving=LEAVING)
+    flags = ("--pin", "user:1", "--pin-budget", "20", "-s", "Be brief.")
+    code, _, err = sash("chat", parrot.url, *GREEDY, *flags, stdin=typed("Hi", "/window 32", "And?", "Ho"))
+    assert code == 0
+    asked = {"pins": {"rules": ["user:1"], "overflow": "error", "budget": 20}, "watch": True}
+    assert [body["window"] for body in parrot.heard] == [asked, {"size": 32, **asked}, {"size": 32, **asked}]
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2  # once, and once more for another window
+    assert notes[0].startswith("note: “Be brief.”, of the system prompt, is out of the window of 3 of 4 layers")
+
+
+def test_a_server_that_knows_no_windows_is_not_asked_to_pin(sash: Sash, parrot: Scripted):
+    for flags in (("--pin", "system"), ("--audit",), ("--instruction", "Hi"), ("--mark", "0:1")):
+        code, out, err = sash("run", "--server", parrot.url, "Hi", "-s", "Be brief.", *flags)
+        assert (code, out, parrot.heard) == (13, "", [])
+        assert "need `sash serve`" in err
+
+
+@pytest.mark.parametrize("told", [{"leaving": {"sentence": 1}}, {"leaving": 3}, {"audit": {"first": []}}])
+def test_what_cannot_be_read_of_a_window_is_said(sash: Sash, parrot: Scripted, told: dict[str, Any]):
+    knows_windows(parrot, **told)
+    code, _, err = sash("run", "--server", parrot.url, "Hi", *GREEDY, "--audit")
+    assert (code, err.count("Traceback")) == (21, 0)
+    assert "that can" in err.splitlines()[-1]
 
 
 def test_a_base_model_gets_plain_text(sash: Sash, parrot: Scripted):

@@ -18,6 +18,7 @@ import torch
 
 from sash.attention.pattern import AttentionPattern
 from sash.engine.service import Service
+from sash.engine.snapshots import Snapshots
 from sash.lm import LM
 from sash.server.app import create_app
 from sash.server.running import Server
@@ -118,7 +119,7 @@ class Running:
 
 
 @contextmanager
-def serving(lm: LM | None = None, **settings: Any) -> Iterator[Running]:
+def serving(lm: LM | None = None, *, snapshots: bool = False, **settings: Any) -> Iterator[Running]:
     """A server on a free port of the loopback interface."""
     lm = lm or small_lm()
     torch.set_num_threads(1)
@@ -127,6 +128,7 @@ def serving(lm: LM | None = None, **settings: Any) -> Iterator[Running]:
     service = Service(
         lm.decoder, kv_memory=1 << 28, max_rows=chosen.max_rows, chunk=16, token_budget=64,
         max_waiting=chosen.max_waiting,
+        snapshots=Snapshots(1 << 24, every=1 << 10, aligned=1 if lm.decoder.independent else 16) if snapshots else None,
     )  # fmt: skip
     service.start()
     app = create_app(lm, service, chosen)

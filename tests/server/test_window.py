@@ -5,8 +5,11 @@ import pytest
 from sash.attention.pattern import AttentionPattern
 from sash.completion import View
 from sash.engine.lanes import Lane
+from sash.explain.audit import Audit
+from sash.explain.instruction import Leaving
 from sash.explain.reach import cone
 from sash.server.fields import Pins, Window
+from sash.server.prompt import Prompt
 from sash.server.window import Frame, Sight, frame
 
 WINDOW = 24
@@ -119,13 +122,14 @@ def test_a_model_without_a_window_has_none_to_speak_of(running):
 
 def test_a_model_with_pins_of_its_own_keeps_them_in_every_window(running):
     config = running.lm.config.with_window(pins=3)
-    own = frame(config, None, 100, [], list)
+    prompt = Prompt(tokenizer=running.lm.tokenizer, ids=[1] * 100)
+    own = frame(config, None, prompt)
     assert (own.lane, own.pins, own.n_pins(100), own.n_pins(2)) == (Lane(), (), 3, 2)
     assert own.account(100, "off", 0)["pinned"] == 3
-    narrow = frame(config, Window(size=8), 100, [], list)
+    narrow = frame(config, Window(size=8), prompt)
     assert (narrow.lane.window, narrow.pins, narrow.n_pins(100)) == (8, (range(3),), 3)
     assert narrow.account(100, "off", 0)["pinned"] == 3
-    more = frame(config, Window(pins=Pins(first=5)), 100, [], list)
+    more = frame(config, Window(pins=Pins(first=5)), prompt)
     assert (more.pins, more.n_pins(100)) == ((range(5),), 5)
 
 
@@ -151,3 +155,112 @@ def test_a_long_prompt_is_submitted_off_the_loop(client, monkeypatch):
     assert client.chat("x" * 100, temperature=0).json["choices"] == plain
     assert client.chat("x" * 100, window={"size": 1}, stream=True).status == 200
     assert client.chat(max_tokens=0).error["param"] == "max_tokens"
+
+
+RULES = [
+    ({"rules": ["system"]}, {"roles": ["system"]}),
+    ({"rules": ["message:1"], "budget": 24}, {"messages": [0]}),
+    ({"rules": ["0:10"], "overflow": "head", "budget": 4}, {"first": 4}),
+    ({"rules": ["0:10", "text:be brief"], "overflow": "head", "budget": 4}, {"first": 4}),
+]
+
+
+@pytest.mark.parametrize(("rules", "same"), RULES)
+def test_rules_pin_what_they_name(client, rules, same):
+    asked = {"messages": LONG, "temperature": 0, "max_tokens": 6, "ignore_eos": True}
+    one, other = (client.chat(**asked, window={"pins": pins}).json for pins in (rules, same))
+    assert one["window"]["pinned"] == other["window"]["pinned"] > 0
+    assert one["choices"] == other["choices"]
+
+
+def test_a_passage_of_a_text_is_pinned(running, client):
+    text = "say it in rhymes. " + "x" * 60
+    body = {"prompt": text, "temperature": 0, "max_tokens": 8, "ignore_eos": True}
+    answer = client.post("/v1/completions", {**body, "window": {"pins": {"rules": ["text:in rhymes"]}}}).json
+    assert answer["window"]["pinned"] == 9
+    lm = running.lm
+    assert (
+        answer["choices"][0]["text"]
+        == lm.generate(text, pins="text:in rhymes", temperature=0, max_tokens=8, ignore_eos=True).text
+    )
+    two = client.post("/v1/completions", {**body, "prompt": [text, text], "window": {"pins": {"rules": ["0:3"]}}})
+    assert (two.status, two.error["param"]) == (400, None) or two.status == 400
+    assert "one prompt" in two.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("pins", "words"),
+    [
+        (
+            {"rules": ["0:25"]},
+            "25 tokens are to be pinned (0:25: 25), and the budget is 24: raise it (window.pins.budget",
+        ),
+        ({"rules": ["0:9"], "budget": 8}, "window.pins.overflow head, tail or head+tail"),
+        ({"rules": ["0:9"], "budget": 25}, "a budget of 25 pins does not fit the window of 24"),
+        ({"rules": ["sistem"]}, "does not say what to pin"),
+        ({"rules": ["text:nowhere"]}, "does not say 'nowhere'"),
+        ({"rules": ["0:9"] * 17}, "rules"),
+        ({"rules": []}, "rules"),
+        ({"rules": ["0:9"], "overflow": "middle"}, "overflow"),
+        ({"rules": ["text:" + "x" * 2000]}, "rules"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused_with_the_figures(client, pins, words):
+    reply = client.chat(messages=LONG, window={"pins": pins})
+    assert reply.status == 400
+    assert words in reply.error["message"] + str(reply.error["param"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_is_audited_as_it_is_here(running, client, stream):
+    asked = {"messages": LONG, "temperature": 0, "max_tokens": 6, "ignore_eos": True}
+    window = {"audit": True, "watch": True, "pins": {"rules": ["user:2"], "budget": 24}}
+    reply = client.chat(**asked, window=window, stream=stream)
+    told = (reply.events[-1] if stream else reply.json)["window"]
+    expected = running.lm.chat(
+        LONG, pins="user:2", pin_budget=24, audit=True, temperature=0, max_tokens=6, ignore_eos=True
+    )
+    assert (Audit.of_json(told["audit"]["first"]), Audit.of_json(told["audit"]["last"])) == expected.audit
+    gone = Leaving.of_json(told["leaving"])
+    assert (gone.sentence, gone.instruction, gone.pin) == ("“be brief”", "the system prompt", "system")
+    assert (gone.window, gone.n_layers, gone.layers) == (WINDOW, 2, ())
+
+
+def test_what_is_in_sight_has_not_left(client):
+    asked = {"messages": LONG, "max_tokens": 2}
+    pinned = client.chat(**asked, window={"watch": True, "pins": {"roles": ["system"]}}).json["window"]
+    assert pinned["leaving"] is None
+    assert "audit" not in pinned
+    marked = client.chat(**asked, window={"watch": ["text:hole in"], "audit": ["user:1", "text:brief"]}).json["window"]
+    assert marked["leaving"]["instruction"] == "the instruction"
+    assert [part["name"] for part in marked["audit"]["first"]["parts"]] == ["user:1", "text:brief"]
+    plain = client.chat(**asked).json["window"]
+    assert not {"leaving", "audit"} & set(plain)
+
+
+def test_an_audit_is_bounded(client, monkeypatch):
+    monkeypatch.setattr("sash.server.prompt.MAX_PARTS", 3)
+    reply = client.chat("a. b. c. d.", window={"audit": True})
+    assert (reply.status, reply.error["param"]) == (400, "window.audit")
+    assert "4 sentences" in reply.error["message"]
+    assert client.chat("a. b. c.", window={"audit": True}).status == 200
+    monkeypatch.setattr("sash.server.prompt.MAX_RENDERED", 5)
+    assert client.chat("a.", window={"audit": True}).status == 400
+    assert client.chat("a.", window={"audit": ["user"]}).status == 200
+
+
+def test_the_window_route_tells_of_the_next_token(client):
+    told = client.post("/v1/window", {"messages": LONG, "window": {"watch": True, "audit": ["system"]}}).json
+    assert told["leaving"]["pin"] == "system"
+    assert told["audit"]["first"]["position"] == told["n_tokens"]
+
+
+def test_keys_share_no_snapshots(serve, lm):
+    body = {"max_tokens": 2, "messages": [{"role": "user", "content": "x" * 40}]}
+    for keys, reuses in ((("one", "two"), ("miss", "miss", "whole", "whole")), ((), ("miss", "whole"))):
+        with serve(lm, api_keys=keys, snapshots=True) as running:
+            seen = []
+            for key in (*keys, *keys) or ("", ""):
+                headers = {"Authorization": f"Bearer {key}"} if key else {}
+                seen.append(running.client.post("/v1/chat/completions", body, headers=headers).json["window"]["reuse"])
+            assert tuple(seen) == reuses

@@ -88,8 +88,7 @@ def command(
     loading = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv, "weights": weights}
     if is_url(model):
         options.check_unsaid(loading)
-        watched.check_local()
-        talk = RemoteTalk(Server(model, api_key), params, **how)
+        talk = RemoteTalk(Server(model, api_key), params, **how, watched=watched)
         greeting = f"{talk.server.model} at {talk.server.url}"
     else:
         lm = options.load_lm(model, **loading)  # type: ignore[arg-type]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sash.errors import UsageError
-from sash.text.pins import Contract
+from sash.errors import UnsupportedError, UsageError
+from sash.text.pins import BUDGET_SHARE, Contract
+
+if TYPE_CHECKING:
+    from sash.cli.server_client import Server
 
 Pin = Annotated[
     list[str] | None,
@@ -80,14 +83,34 @@ class Watched:
         """Whether the whole prompt must be known before any of it is read."""
         return bool(self.contract or self.marks or self.audit)
 
-    def check_local(self) -> None:
-        """Refuse all of it for a server: what it lets be pinned is a field of its own.
+    def fields(self, server: Server, window: dict[str, Any]) -> dict[str, Any]:
+        """The field `window` of a request with all of it, where `window` is what is asked for beside.
+
+        Instructions are looked after wherever the server can tell of them.
 
         Raises:
-            UsageError: something of it was asked for.
+            UnsupportedError: the server is not one of Sash, and would pass over it in silence.
         """
-        if self.whole:
-            raise UsageError("--pin, --instruction, --mark and --audit need the model here: leave out --server")
+        if not server.tells_windows:
+            if self.whole:
+                raise UnsupportedError(
+                    f"--pin, --instruction, --mark and --audit need `sash serve`, and {server.url} runs something else"
+                )
+            return window
+        pins = dict(window.get("pins", {}))
+        if self.contract:
+            pins["rules"] = [pin.words for pin in self.contract.pins]
+            pins["overflow"] = self.contract.overflow
+            budget = self.contract.budget or self._budget(server, window)
+            pins |= {} if budget is None else {"budget": budget}
+        told: dict[str, Any] = {"watch": list(self.marks) or True}
+        told |= {"audit": True} if self.audit else {}
+        return window | ({"pins": pins} if pins else {}) | told
+
+    def _budget(self, server: Server, window: dict[str, Any]) -> int | None:
+        """The budget that a model here would have: a part of the smallest window."""
+        sizes = [size for size in (*server.windows, window.get("size")) if size]
+        return max(1, min(sizes) // BUDGET_SHARE) if sizes else None
 
     def holding(self, first: int) -> Contract:
         """The contract, with the first tokens that are pinned anyway; empty where only those are."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sash.cli.instruction_words import HEAD, Instruction, leaving_note, of_marks, of_messages
+from sash.cli.instruction_words import leaving_note
 from sash.cli.interrupt import Interrupt
 from sash.cli.live_text import check_file, joined, read_pieces
 from sash.cli.live_tokens import encode_chat_live, encode_live
@@ -17,6 +17,7 @@ from sash.cli.reading_bar import ReadingBar
 from sash.cli.window_words import limit
 from sash.errors import EmptyPromptError, PromptOverflowError, UnsupportedError, UsageError
 from sash.explain.audit import Audit, audit
+from sash.explain.instruction import HEAD, Instruction, of_marks, of_messages
 from sash.explain.prompt_parts import marked_parts, prompt_parts
 
 if TYPE_CHECKING:

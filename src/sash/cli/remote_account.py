@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sash.cli.answer_account import speed_row
+from sash.cli.instruction_words import leaving_words
 from sash.cli.server_client import Answer
+from sash.errors import ServerRefusedError
+from sash.explain.audit import Audit
+from sash.explain.instruction import Leaving
 from sash.explain.labels import table
 
 
@@ -87,6 +91,36 @@ def overflow_note(answer: Answer) -> str | None:
     pinned = _count(answer.window, "pinned")
     kept = f"{pinned:,} are pinned" if pinned else "--pins N keeps the first N in sight"
     return f"{gone:,} of {length:,} tokens slid out of direct sight in {windowed} of {layers} layers; {kept}"
+
+
+def leaving_note(answer: Answer) -> str | None:
+    """One line for an instruction that is not all in sight any more, where the server was asked for it; else None.
+
+    Raises:
+        ServerRefusedError: the server tells something else.
+    """
+    told = answer.window.get("leaving")
+    if told is None:
+        return None
+    try:
+        return leaving_words(Leaving.of_json(told))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ServerRefusedError("the server tells nothing that can be read of what left the window") from error
+
+
+def audits(answer: Answer) -> tuple[Audit, Audit] | None:
+    """What the first and the last token written could know of the prompt, where the server was asked for it.
+
+    Raises:
+        ServerRefusedError: the server tells something else.
+    """
+    told = answer.window.get("audit")
+    if told is None:
+        return None
+    try:
+        return Audit.of_json(told["first"]), Audit.of_json(told["last"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ServerRefusedError("the server sent an audit that cannot be read") from error
 
 
 def _count(told: dict[str, Any], name: str) -> int:

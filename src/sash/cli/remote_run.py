@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from sash.cli.interrupt import Interrupt
-from sash.cli.remote_account import Clock, draw, overflow_note
+from sash.cli.remote_account import Clock, audits, draw, leaving_note, overflow_note
 from sash.cli.remote_talk import CHAT, show
 from sash.cli.server_client import Answer, Server, fields_of
 from sash.errors import UnsupportedError
+from sash.explain.audit import draw_audit
 
 if TYPE_CHECKING:
+    from sash.cli.pin_options import Watched
     from sash.cli.prompt_reader import Prompt
     from sash.sampling import SamplingParams
 
@@ -30,12 +32,14 @@ class Asked:
     Attributes:
         model: its name; None for whatever the server has.
         window: the field of that name; empty for none.
+        watched: what of the prompt is pinned, and what is looked after.
         as_json: print a JSON object at the end, and no text before.
         show_stats: tell speeds and window below the answer.
     """
 
     model: str | None
     window: dict[str, Any]
+    watched: Watched
     as_json: bool
     show_stats: bool
 
@@ -50,7 +54,10 @@ def run_at(server: Server, prompt: Prompt, params: SamplingParams, asked: Asked)
     with Interrupt() as interrupt:
         text = "".join(prompt.pieces(chat=chat, interrupt=interrupt))
     body = {"model": asked.model or server.model, **fields_of(params)}
-    body |= {"window": asked.window} if asked.window else {}
+    window = asked.watched.fields(server, asked.window)
+    if not chat and window.get("watch") is True:
+        del window["watch"]  # plain text does not say what in it is an instruction
+    body |= {"window": window} if window else {}
     if chat:
         messages = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
         body["messages"] = [*messages, {"role": "user", "content": text}]
@@ -64,9 +71,12 @@ def run_at(server: Server, prompt: Prompt, params: SamplingParams, asked: Asked)
     if asked.as_json:
         told = to_json(server, answer, params, chat=chat, model=str(body["model"]))
         typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
-    note = overflow_note(answer)
-    if note is not None:
-        typer.echo(f"note: {note}", err=True)
+    for note in (overflow_note(answer), leaving_note(answer)):
+        if note is not None:
+            typer.echo(f"note: {note}", err=True)
+    audited = audits(answer)
+    if audited is not None and not asked.as_json:
+        typer.echo(draw_audit(*audited), err=True)
     if asked.show_stats and not stopped:
         typer.echo(draw(answer, clock), err=True)
     return INTERRUPTED if stopped else 0

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from sash.cli.interrupt import Interrupt
-from sash.cli.remote_account import Clock, cached_tokens, draw, overflow_note, prompt_tokens, view_words
+from sash.cli.pin_options import Watched
+from sash.cli.remote_account import (
+    Clock,
+    cached_tokens,
+    draw,
+    leaving_note,
+    overflow_note,
+    prompt_tokens,
+    view_words,
+)
 from sash.cli.server_client import Answer, Server, fields_of
 from sash.errors import UnsupportedError, WindowError
 from sash.text.turns import Turns
@@ -73,11 +82,12 @@ class RemoteTalk:
         system: str | None = None,
         safe_prompt: bool = False,
         show_stats: bool = False,
+        watched: Watched | None = None,
     ) -> None:
-        """Begins a conversation; asks the server which model it has.
+        """Begins a conversation; asks the server which model it has. `watched` says what stays in sight in all turns.
 
         Raises:
-            UnsupportedError: its model has no chat format.
+            UnsupportedError: its model has no chat format, or it knows nothing of pins.
             WindowError: a window that cannot be asked for.
             SashError: as `Server.card` does.
         """
@@ -87,7 +97,8 @@ class RemoteTalk:
                 f"{server.model} has no chat template, so it was not taught to answer: "
                 f"use `sash run --server {server.url} PROMPT`"
             )
-        self._window = window_field(window, pins)
+        self._watched = watched or Watched()
+        self._window = self._field(window)
         self._safe_prompt = safe_prompt
         self.params, self.show_stats = params, show_stats
         self.conversation = Turns(system)
@@ -102,8 +113,11 @@ class RemoteTalk:
         Raises:
             WindowError: a window that cannot be asked for.
         """
-        self._window = window_field(window, self._pins)
+        self._window = self._field(window)
         self._warned = False
+
+    def _field(self, window: int | Literal["full"] | None) -> dict[str, Any]:
+        return self._watched.fields(self.server, window_field(window, self._pins))
 
     def window_lines(self) -> list[str]:
         """The window that is asked for, and what the last answer saw."""
@@ -146,7 +160,9 @@ class RemoteTalk:
         self.account = f"turn    {new:,} new tokens read, {length:,} in the conversation\n{draw(answer, clock)}"
         if self.show_stats:
             typer.echo(self.account, err=True)
-        note = None if self._warned else overflow_note(answer)
+        # A server that was asked for the instruction tells of what matters; others only count.
+        noted = leaving_note if "watch" in self._window else overflow_note
+        note = None if self._warned else noted(answer)
         if note is not None:
             self._warned = True
             typer.echo(f"note: {note}", err=True)

@@ -202,15 +202,15 @@ def command(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos,
     )  # fmt: skip
-    view = options.parse_view(window, pins)
     watched = Watched.of(pin, pin_budget, pin_overflow, instruction, mark, audit)
     if server is not None and prompt is None:
         model, prompt = None, model
     given = Prompt.check(_files(file, prompt), prompt, chat=chat, system=system, safe_prompt=safe_prompt)
     loading = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv, "weights": weights}
     if server is not None:
-        _check_remote(loading, watched)
-        asked = Asked(model=model, window=window_field(*view, may_slide=may_slide), as_json=as_json, show_stats=stats)
+        options.check_unsaid(loading)
+        field = window_field(*options.parse_view(window, pins), may_slide=may_slide)
+        asked = Asked(model=model, window=field, watched=watched, as_json=as_json, show_stats=stats)
         return run_at(Server(server, api_key), given, params, asked)
     lm = options.load_lm(_named(model), window=window, pins=pins, **loading)  # type: ignore[arg-type]
     return answer(lm, given, params, may_slide=may_slide, as_json=as_json, show_stats=stats, watched=watched)
@@ -224,12 +224,6 @@ def _named(model: str | None) -> str:
     if model is None:
         raise UsageError("name a MODEL: `sash ls` lists those that are here")
     return model
-
-
-def _check_remote(loading: dict[str, Any], watched: Watched) -> None:
-    """Refuse what only the model's own process can do."""
-    options.check_unsaid(loading)
-    watched.check_local()
 
 
 def _may_slide(overflow: str, *, tells_logprobs: bool) -> bool:

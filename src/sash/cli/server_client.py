@@ -168,6 +168,20 @@ class Server:
         capabilities = self.card.get("capabilities")
         return not isinstance(capabilities, dict) or capabilities.get("completion_chat") is not False
 
+    @property
+    def windows(self) -> list[int | None]:
+        """The window of every layer of its model, None for a full one; empty where it does not tell."""
+        attention = self.card.get("attention")
+        found = attention.get("windows") if isinstance(attention, dict) else None
+        if not isinstance(found, list) or not all(size is None or isinstance(size, int) for size in found):
+            return []
+        return found
+
+    @property
+    def tells_windows(self) -> bool:
+        """Whether it knows of windows, as servers of Sash do: others pass over the field of that name."""
+        return bool(self.windows)
+
     def stream(self, path: str, body: Mapping[str, Any], answer: Answer) -> Iterator[str]:
         """The text of an answer piece by piece; `answer` is filled on the way. Closing it ends the answer.
 

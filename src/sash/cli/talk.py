@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from sash.cli.answer_account import draw_account
-from sash.cli.instruction_words import leaving_note, of_messages
+from sash.cli.instruction_words import leaving_note
 from sash.cli.interrupt import Interrupt
 from sash.cli.reading_bar import ReadingBar
 from sash.cli.window_words import ablation_note, slid_out, view_words, windows_by_layer
 from sash.errors import UnsupportedError
+from sash.explain.instruction import of_messages
 from sash.text.pins import Contract
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ change to it can change what is written. All of it follows from the patterns; no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -106,6 +106,27 @@ class PartAudit:
             "hops": None if self.hops is None else list(self.hops),
         }
 
+    @staticmethod
+    def of_json(told: Mapping[str, Any]) -> PartAudit:
+        """What `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        first, end = map(int, told["span"])
+        hops = None if told["hops"] is None else tuple(map(int, told["hops"]))
+        if hops is not None and len(hops) != 2:
+            raise ValueError(f"{len(hops)} numbers of moves")
+        return PartAudit(
+            name=str(told["name"]),
+            span=range(first, end),
+            global_seen=int(told["global"]),
+            layers=tuple(map(int, told["layers"])),
+            layers_in_part=tuple(map(int, told["layers_in_part"])),
+            hops=hops,
+            **{name: int(told[name]) for name in ("direct", "pinned", "relay", "out")},
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
@@ -128,6 +149,20 @@ class Audit:
             "n_layers": self.n_layers,
             "parts": [part.to_json() for part in self.parts],
         }
+
+    @staticmethod
+    def of_json(told: Mapping[str, Any]) -> Audit:
+        """What `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+
+        >>> seen = audit([AttentionPattern(window=4)] * 3, 20, [("a", range(12, 15)), ("b", range(2, 18))])
+        >>> Audit.of_json(seen.to_json()) == seen
+        True
+        """
+        parts = tuple(map(PartAudit.of_json, told["parts"]))
+        return Audit(position=int(told["position"]), n_layers=int(told["n_layers"]), parts=parts)
 
 
 def audit(

@@ -21,7 +21,7 @@ from sash.server.call import Call, ClientGoneError, Job
 from sash.server.errors import ApiError, internal_error
 from sash.server.fields import MAX_INT
 from sash.server.mail import Box
-from sash.server.place import Place, owner_of
+from sash.server.place import Place, owner_of, salt_of
 from sash.server.plan import Answer, Plan, Shape
 from sash.server.streaming import DONE, PING, EventStream, event
 from sash.server.writing import Part, Writer
@@ -62,7 +62,7 @@ class Answering:
             ApiError: refused, or failed before anything of the answer was sent.
         """
         box: Box[Part] = self._place.box() if self._plan.stream else self._place.box(limit=math.inf)
-        call = Call(self._place.service, self._place.metrics, box, self._jobs(box))
+        call = Call(self._place.service, self._place.metrics, box, self._jobs(box, salt_of(request)))
         try:
             if sum(map(len, self._plan.prompts)) * self._plan.n > LONG:
                 await self._place.prepare(call.submit)
@@ -83,7 +83,7 @@ class Answering:
         call.close()
         return Response(answer, media_type="application/json", headers=self._plan.headers)
 
-    def _jobs(self, box: Box[Part]) -> list[Job]:
+    def _jobs(self, box: Box[Part], salt: bytes) -> list[Job]:
         plan, place = self._plan, self._place
         tokenizer = place.lm.tokenizer
         jobs = []
@@ -98,6 +98,7 @@ class Answering:
                 grammar=plan.grammars[index] if plan.grammars else None,
                 pins=plan.frame.pins,
                 prompt_logprobs=plan.prompt_logprobs,
+                salt=salt,
             )
             writer = Writer(
                 index,
@@ -118,7 +119,7 @@ class Answering:
         while not call.done:
             for part in await call.parts():
                 parts[part.index].append(part)
-        account = self._account(call, owner)
+        account = await self._account(call, owner)
 
         def write() -> str:
             choices = [self._shape.choice(Answer.of(own)) for own in parts]
@@ -128,12 +129,15 @@ class Answering:
             return write()
         return await self._place.aside(write)  # there may be a million of them
 
-    def _account(self, call: Call, owner: str) -> dict[str, Any]:
-        first = call.sequences[0]
-        seen = view(self._plan.frame, first)
+    async def _account(self, call: Call, owner: str) -> dict[str, Any]:
+        first, frame = call.sequences[0], self._plan.frame
+        seen = view(frame, first)
         if self._plan.session is not None:
             length = len(first.request.prompt_ids) + len(first.output_ids)
             self._place.sessions.keep(owner, self._plan.session, length, seen)
+        if self._plan.looks:
+            told = self._place.aside(self._plan.looks.account, frame.config, frame.pins, len(first.output_ids))
+            seen = seen | await told
         return {"usage": usage(call.sequences, self._plan.n), "timings": timings(first), "window": seen}
 
     async def _frames(self, call: Call, box: Box[Part], owner: str) -> AsyncGenerator[bytes, None]:
@@ -145,7 +149,7 @@ class Answering:
             while not call.done:
                 chunks = [chunk for part in await call.parts() for chunk in self._chunks(part)]
                 if call.done:
-                    self._close_account(chunks, self._account(call, owner))
+                    self._close_account(chunks, await self._account(call, owner))
                 if chunks:
                     yield b"".join(map(event, chunks)) + (DONE if call.done else b"")
                 elif rhythm.due:

@@ -7,12 +7,13 @@ from typing import Any
 
 from sash.engine.request import Token
 from sash.server.account import chat_logprobs
-from sash.server.conversation import as_messages, spans_of
+from sash.server.conversation import as_messages
 from sash.server.errors import bad_field
 from sash.server.formats import answer_format, open_grammars
 from sash.server.place import Place
 from sash.server.plan import Answer, Plan
 from sash.server.planning import ignored_header, read, room_for
+from sash.server.prompt import Looks, Prompt
 from sash.server.protocol import ChatRequest
 from sash.server.tools import Calling, call_to_json, read_tools
 from sash.server.window import frame
@@ -90,13 +91,8 @@ def plan_chat(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
         options["safe_prompt"] = True
         headers["x-sash-safe-prompt"] = "1"
     ids = list(lm.tokenizer.encode_chat(messages, continue_final=continues, **options))
-    seen = frame(
-        lm.config,
-        body.window,
-        len(ids),
-        [message["role"] for message in messages],
-        lambda: spans_of(lm.tokenizer, messages, ids, **options),
-    )
+    prompt = Prompt(tokenizer=lm.tokenizer, ids=ids, messages=messages, options=options)
+    seen = frame(lm.config, body.window, prompt)
     max_tokens = room_for(place, body, seen, [ids], place.settings.default_max_tokens)
     n_top = _n_top(body)
     source = _source(body, calling)
@@ -104,6 +100,7 @@ def plan_chat(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
         prompts=(tuple(ids),),
         params=body.params(max_tokens, n_top),
         frame=seen,
+        looks=Looks.of(body.window, prompt),
         n=body.n or 1,
         stream=bool(body.stream),
         wants_usage=body.wants_usage,

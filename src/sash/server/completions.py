@@ -13,6 +13,7 @@ from sash.server.fim import encode_fim
 from sash.server.place import Place
 from sash.server.plan import Answer, Plan
 from sash.server.planning import check_prompt_logprobs, ignored_header, read, room_for
+from sash.server.prompt import Looks, Prompt, refuse_rules
 from sash.server.protocol import CompletionRequest
 from sash.server.window import frame
 from sash.server.writing import Part
@@ -88,8 +89,10 @@ def plan_completion(place: Place, raw: bytes) -> tuple[Plan, TextShape]:
     prompts = [tuple(ids) for ids in _prompts(lm.tokenizer, body)]
     for ids in prompts:
         check_ids(list(ids), lm.config.vocab_size)
-    longest = max(prompts, key=len)
-    seen = frame(lm.config, body.window, len(longest), [], list)
+    if len(prompts) > 1:
+        refuse_rules(body.window)
+    longest = Prompt(tokenizer=lm.tokenizer, ids=max(prompts, key=len))
+    seen = frame(lm.config, body.window, longest)
     max_tokens = room_for(place, body, seen, prompts, SamplingParams().max_tokens)
     wants_prompt = bool(body.echo) and body.logprobs is not None
     if wants_prompt:
@@ -98,6 +101,7 @@ def plan_completion(place: Place, raw: bytes) -> tuple[Plan, TextShape]:
         prompts=tuple(prompts),
         params=body.params(max_tokens, body.logprobs),
         frame=seen,
+        looks=Looks.of(body.window, longest),
         n=body.n or 1,
         stream=bool(body.stream),
         wants_usage=body.wants_usage,

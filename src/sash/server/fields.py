@@ -42,20 +42,37 @@ class StreamOptions(Fields):
     include_obfuscation: bool | None = None
 
 
+Rules = Annotated[list[Annotated[str, Field(min_length=1, max_length=2000)]], Field(min_length=1, max_length=16)]
+"""Parts of a prompt, in the words of `sash.text.pins`: "system", "user:1", "message:3", "text:WORDS", "10:40"."""
+
+
 class Pins(Fields):
-    """Which tokens never leave the window: the first so many, those of some messages, or of some roles."""
+    """Which tokens never leave the window: the first so many, those of some messages, of some roles, or by rules.
+
+    `budget` is how many there may be, by default as many as the smallest window has keys; `overflow` what becomes of
+    more: they are refused, or the first, the last, or half and half are kept.
+    """
 
     first: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
     messages: Annotated[list[Annotated[int, Field(ge=0, le=1 << 20)]], Field(max_length=4096)] | None = None
     roles: Annotated[list[Annotated[str, Field(max_length=20)]], Field(max_length=8)] | None = None
+    rules: Rules | None = None
+    budget: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    overflow: Literal["error", "head", "tail", "head+tail"] | None = None
 
 
 class Window(Fields):
-    """A smaller window for this request, pins, and what to do with a prompt that is longer than the window."""
+    """A smaller window for this request, pins, and what to do with a prompt that is longer than the window.
+
+    `audit` asks what the first and the last token written could know of every sentence of the prompt, or of the parts
+    that rules name; `watch`, whether the system prompt (or else the first message), or what rules name, is in sight.
+    """
 
     size: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     pins: Pins | None = None
     overflow: Literal["slide", "error"] | None = None
+    audit: bool | Rules | None = None
+    watch: bool | Rules | None = None
 
 
 class SamplingFields(Fields):

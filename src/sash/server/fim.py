@@ -7,6 +7,7 @@ from sash.server.errors import ApiError, bad_field
 from sash.server.place import Place
 from sash.server.plan import Plan
 from sash.server.planning import ignored_header, read, room_for
+from sash.server.prompt import Looks, Prompt
 from sash.server.protocol import FimRequest
 from sash.server.window import frame
 from sash.text.tokenizer import Tokenizer
@@ -26,12 +27,14 @@ def plan_fim(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
     if body.max_tokens == 0:
         raise bad_field("max_tokens must be 1 or more", "max_tokens")
     ids = encode_fim(lm.tokenizer, body.prompt, body.suffix or "")
-    seen = frame(lm.config, body.window, len(ids), [], list)
+    prompt = Prompt(tokenizer=lm.tokenizer, ids=ids)
+    seen = frame(lm.config, body.window, prompt)
     max_tokens = room_for(place, body, seen, [ids], place.settings.default_max_tokens)
     plan = Plan(
         prompts=(tuple(ids),),
         params=body.params(max_tokens, None),
         frame=seen,
+        looks=Looks.of(body.window, prompt),
         n=body.n or 1,
         stream=bool(body.stream),
         wants_usage=body.wants_usage,

@@ -144,6 +144,14 @@ def owner_of(request: Request) -> str:
     return hashlib.sha256(str(key).encode()).hexdigest()[:16]
 
 
+def salt_of(request: Request) -> bytes:
+    """What separates snapshots of this request's key from those of others; nothing where the server has no keys.
+
+    Whoever has a key of their own learns nothing from the time of an answer of what the others have asked.
+    """
+    return bytes.fromhex(str(request.scope.get("sash.key", "")))
+
+
 def _loading() -> ApiError:
     headers = {"retry-after": "2"}
     return ApiError(503, "the model is still being loaded", code="loading", kind=UNAVAILABLE, headers=headers)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from sash.engine.grammar import Grammar
 from sash.engine.request import Sequence, Token
 from sash.sampling import SamplingParams
+from sash.server.prompt import Looks
 from sash.server.tools import Calling
 from sash.server.window import Frame
 from sash.server.writing import Part
@@ -23,6 +24,7 @@ class Plan:
         n: answers for each prompt.
         params: how to write.
         frame: the window to read through.
+        looks: what the first answer tells of the parts of its prompt.
         stream: whether to stream.
         wants_usage: whether a stream's account comes in a chunk of its own.
         progress: whether a stream tells how much of the prompt was read.
@@ -37,6 +39,7 @@ class Plan:
     prompts: tuple[tuple[int, ...], ...]
     params: SamplingParams
     frame: Frame
+    looks: Looks = field(default_factory=Looks)
     n: int = 1
     stream: bool = False
     wants_usage: bool = False

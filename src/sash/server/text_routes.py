@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sash.server.conversation import as_messages, spans_of
+from sash.server.conversation import as_messages
 from sash.server.errors import bad_field
 from sash.server.place import Place
 from sash.server.planning import ignored_header, read
+from sash.server.prompt import Looks, Prompt
 from sash.server.protocol import DetokenizeRequest, TokenizeRequest, WindowRequest
 from sash.server.tools import plain_tools
 from sash.server.window import frame
@@ -55,9 +56,8 @@ def window(place: Place, raw: bytes) -> Answer:
     if body.tools:
         options["tools"] = plain_tools(body.tools)
     ids = lm.tokenizer.encode_chat(messages, **options)
-    spans = spans_of(lm.tokenizer, messages, ids, **options)
-    roles = [message["role"] for message in messages]
-    seen = frame(lm.config, body.window, len(ids), roles, lambda: spans)
+    prompt = Prompt(tokenizer=lm.tokenizer, ids=ids, messages=messages, options=options)
+    seen = frame(lm.config, body.window, prompt)
     sight = seen.sight(len(ids))
     size = seen.config.window
     answer = {
@@ -70,7 +70,8 @@ def window(place: Place, raw: bytes) -> Answer:
         },
         "messages": [
             {"index": index, "start": span.start, "stop": span.stop, **sight.counts(span.start, span.stop)}
-            for index, span in enumerate(spans)
+            for index, span in enumerate(prompt.spans)
         ],
+        **Looks.of(body.window, prompt).account(seen.config, seen.pins, 0),
     }
     return answer, headers

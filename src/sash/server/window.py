@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from sash.explain.visible_keys import Flagged
 from sash.network.config import ModelConfig
 from sash.server.errors import too_long
 from sash.server.fields import Pins, Window
+from sash.server.prompt import Prompt
+from sash.text.pins import PIN_ROLES, Contract
 
 LEAST_ROOM = 64
 """Pins that a lane has room for at least; beyond that the next power of two, so that requests share lanes."""
@@ -117,40 +119,35 @@ def own_frame(config: ModelConfig) -> Frame:
     return Frame(config=config, lane=Lane(None, 0))
 
 
-def frame(
-    config: ModelConfig, asked: Window | None, n_prompt: int, roles: Sequence[str], spans: Callable[[], list[range]]
-) -> Frame:
+def frame(config: ModelConfig, asked: Window | None, prompt: Prompt) -> Frame:
     """The window that a request asks for.
 
     Args:
         config: the model.
         asked: the request's `window`.
-        n_prompt: tokens of the prompt.
-        roles: who speaks in each message.
-        spans: finds the positions of each message; asked only where messages are pinned.
+        prompt: what is to be read.
 
     Raises:
         WindowError: a window larger than the model's.
         PinsError: pins that cannot be.
+        UsageError: a rule that is none, or that names nothing.
         ApiError: 400, a longer prompt than the window, where the request forbids sliding.
     """
     asked = asked or Window()
-    size = _smaller(config, asked.size)
-    pins = _pins(asked.pins, n_prompt, roles, spans) if asked.pins else ()
-    if pins or size is not None:
-        # Another lane has no pins of its own: those of the model are told to it.
-        own = range(min(_own_pins(config), n_prompt))
-        pins = tuple(range(*pair) for pair in Spans.of((run.start, run.stop) for run in (own, *pins)).pairs)
-    n_pins = len(Spans.of((run.start, run.stop) for run in pins))
+    size, n_prompt = _smaller(config, asked.size), len(prompt.ids)
     narrowed = config.with_window(size) if size is not None else config
+    # Another lane has no pins of its own: those of the model are told to it.
+    own = _own_pins(config)
+    pins = _pins(asked.pins, narrowed, own, prompt) if asked.pins else ()
+    if not pins and size is not None and own:
+        pins = (range(min(own, n_prompt)),)
+    n_pins = sum(map(len, pins))
     if asked.overflow == "error" and narrowed.window is not None and n_prompt > narrowed.window:
         message = (
             f"the prompt has {n_prompt} tokens and the window {narrowed.window}: send"
             ' "window": {"overflow": "slide"} to read it with the sliding window'
         )
         raise too_long(message, n_prompt, narrowed.window)
-    if n_pins and narrowed.window is None:
-        raise PinsError("pins hold tokens back from sliding out, and this model has no window: give window.size too")
     lane = Lane(size, _room(narrowed, n_pins))
     if lane.own:
         return own_frame(config)
@@ -184,15 +181,24 @@ def _room(config: ModelConfig, n_pins: int) -> int:
     return min(smallest, max(LEAST_ROOM, 1 << (n_pins - 1).bit_length()))
 
 
-def _pins(asked: Pins, n_prompt: int, roles: Sequence[str], spans: Callable[[], list[range]]) -> tuple[range, ...]:
-    """The positions to pin, as few runs in order."""
-    runs = [(0, min(asked.first or 0, n_prompt))]
-    wanted = set(asked.messages or ())
-    for index in wanted:
-        if index >= len(roles):
-            raise PinsError(f"window.pins.messages names message {index}, and there are {len(roles)}, counted from 0")
-    wanted |= {index for index, role in enumerate(roles) if role in (asked.roles or ())}
-    if wanted:
-        found = spans()
-        runs += [(found[index].start, found[index].stop) for index in wanted]
-    return tuple(range(first, end) for first, end in Spans.of(runs).pairs)
+def _pins(asked: Pins, config: ModelConfig, own: int, prompt: Prompt) -> tuple[range, ...]:
+    """The positions to pin, as few runs in order: what is asked for, and the model's own first ones."""
+    messages = prompt.messages or ()
+    for index in asked.messages or ():
+        if index >= len(messages):
+            raise PinsError(f"window.pins.messages names message {index}, and there are {len(messages)}, from 0")
+    rules = [role for role in asked.roles or () if role in PIN_ROLES] if messages else []
+    rules += [f"message:{index + 1}" for index in sorted(set(asked.messages or ()))]
+    contract = Contract.of(
+        list(dict.fromkeys([*rules, *(asked.rules or ())])),
+        first=max(asked.first or 0, own if rules or asked.rules or asked.first else 0),
+        budget=asked.budget,
+        overflow=asked.overflow or "error",
+    )
+    if not contract:
+        return ()
+    smallest = min((window for window in config.windows if window is not None), default=None)
+    if smallest is None:
+        raise PinsError("pins hold tokens back from sliding out, and this model has no window: give window.size too")
+    room = smallest if contract.budget is None else contract.room(config.windows)
+    return contract.fit(prompt.choose(contract), room, ("window.pins.budget", "window.pins.overflow"))

@@ -14,7 +14,7 @@ A rule is written like this:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -29,6 +29,9 @@ PIN_ROLES = ("system", "user", "assistant", "tool")
 
 BUDGET_SHARE = 2
 """Without a budget of its own, a contract may pin as many tokens as the smallest window has keys, divided by this."""
+
+NAMES = ("--pin-budget", "--pin-overflow")
+"""What the budget and the overflow rule are called on a command line."""
 
 _COUNTED = re.compile(r"([a-z]+)(?::(-?[1-9][0-9]*))?")
 _POSITIONS = re.compile(r"([0-9]+):([0-9]+)")
@@ -166,6 +169,7 @@ class Contract:
         messages: Sequence[Mapping[str, Any]] | None = None,
         *,
         strict: bool = True,
+        spans: Callable[[], Sequence[range]] | None = None,
         **options: Any,
     ) -> dict[str, tuple[range, ...]]:
         """Of each rule, by its words, the tokens that it pins of the prompt `ids`; none where it names a later message.
@@ -175,13 +179,14 @@ class Contract:
             ids: the whole prompt.
             messages: what it renders; None for plain text.
             strict: whether what is not there is refused; else it may be still to come.
+            spans: finds the tokens of each message, if that is done elsewhere.
             **options: those of `encode_chat` with which it was rendered.
 
         Raises:
             UsageError: a message is named, and the prompt is plain text; a passage is not there, or positions are past
                 the end.
         """
-        spans: list[range] | None = None
+        found: Sequence[range] | None = None
         chosen: dict[str, tuple[range, ...]] = {}
         if self.first:
             chosen[f"the first {self.first}"] = (range(min(self.first, len(ids))),)
@@ -191,12 +196,17 @@ class Contract:
             else:
                 if messages is None:
                     raise UsageError(f"plain text has no messages, so {pin.words!r} names none: use text:WORDS")
-                spans = message_spans(tokenizer, messages, ids=ids, **options) if spans is None else spans
-                chosen[pin.words] = tuple(spans[at] for at in pin.messages(messages) if len(spans[at]))
+                if found is None:
+                    found = message_spans(tokenizer, messages, ids=ids, **options) if spans is None else spans()
+                chosen[pin.words] = tuple(found[at] for at in pin.messages(messages) if len(found[at]))
         return chosen
 
-    def fit(self, chosen: Mapping[str, Sequence[range]], room: int) -> tuple[range, ...]:
+    def fit(
+        self, chosen: Mapping[str, Sequence[range]], room: int, names: tuple[str, str] = NAMES
+    ) -> tuple[range, ...]:
         """The tokens that are pinned, in ascending runs: all that were chosen, or as the overflow rule reduces them.
+
+        `names` are what the budget and the overflow rule are called where they can be changed.
 
         Raises:
             PinsError: more than `room`, and the rule is "error".
@@ -211,7 +221,7 @@ class Contract:
                 figures = ", ".join(f"{words}: {sum(map(len, spans)):,}" for words, spans in chosen.items())
                 raise PinsError(
                     f"{len(positions):,} tokens are to be pinned ({figures:.200}), and the budget is {room:,}: raise it"
-                    f" (--pin-budget {len(positions)}), pin less, or cut them (--pin-overflow head, tail or head+tail)"
+                    f" ({names[0]} {len(positions)}), pin less, or cut them ({names[1]} head, tail or head+tail)"
                 )
             head = {"head": room, "tail": 0, "head+tail": room // 2}[self.overflow]
             positions = positions[:head] + positions[len(positions) - (room - head) :]
