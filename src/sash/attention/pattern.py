@@ -24,12 +24,15 @@ class TokenMeta:
         sequence: which sequence (document, row) the token belongs to; tokens of two sequences never see each other.
         pinned: flagged to stay visible to all later queries; only read by patterns with `pin_by="flag"`.
         is_global: flagged as a global token (Longformer); only read by patterns with `global_tokens`.
+        annexed: brought beside the window between two steps, at the position that it stands for; only read by patterns
+            with an `annex`. No token of a text is by itself.
     """
 
     position: Any
     sequence: Any = 0
     pinned: Any = False
     is_global: Any = False
+    annexed: Any = False
 
     def reshape(self, *shape: int) -> TokenMeta:
         """The same tokens with every array field reshaped, e.g. to (T, 1) for queries; scalars stay."""
@@ -42,6 +45,7 @@ class TokenMeta:
             sequence=shaped(self.sequence),
             pinned=shaped(self.pinned),
             is_global=shaped(self.is_global),
+            annexed=shaped(self.annexed),
         )
 
     def take(self, index: Any) -> TokenMeta:
@@ -55,6 +59,7 @@ class TokenMeta:
             sequence=taken(self.sequence),
             pinned=taken(self.pinned),
             is_global=taken(self.is_global),
+            annexed=taken(self.annexed),
         )
 
 
@@ -70,6 +75,8 @@ class AttentionPattern:
         global_tokens: whether flagged tokens see all and are seen by all (Longformer, section 3.1).
         dilation: distance between neighbouring keys of the window (Longformer, figure 2c); 1 for none.
         causal: whether a query sees only keys at its own position and before.
+        annex: slots beside ring and pins for keys that are brought in between steps, from outside of the window
+            (`sash.network.annex`); every later query sees those that are filled.
     """
 
     window: int | None = None
@@ -78,6 +85,7 @@ class AttentionPattern:
     global_tokens: bool = False
     dilation: int = 1
     causal: bool = True
+    annex: int = 0
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
@@ -100,6 +108,10 @@ class AttentionPattern:
             raise PinsError("pins are for causal windows; flag global tokens for an encoder")
         if self.window is not None and self.pins > self.window:
             raise PinsError(f"{self.pins} pins do not fit a window of {self.window}: use at most {self.window}")
+        if self.annex < 0:
+            raise ConfigError(f"an annex counts slots, so it is 0 or more; got {self.annex}")
+        if self.annex and (self.window is None or not self.causal):
+            raise ConfigError("an annex holds what a causal window lost, and this pattern loses nothing")
 
     def allows(self, query: TokenMeta, key: TokenMeta) -> Any:
         """Whether each query may see each key: a bool, or an array of the broadcast shape.
@@ -125,6 +137,8 @@ class AttentionPattern:
             near = near | (key.pinned if self.pin_by == "flag" else key.position < self.pins)
         if self.global_tokens:
             near = near | query.is_global | key.is_global
+        if self.annex:
+            near = near | key.annexed
         return same & near
 
     def is_pin(self, key: TokenMeta) -> Any:
@@ -135,7 +149,8 @@ class AttentionPattern:
         """
         if not self.pins:
             return key.position != key.position
-        return (key.pinned if self.pin_by == "flag" else key.position < self.pins) & (key.position >= 0)
+        pinned = (key.pinned if self.pin_by == "flag" else key.position < self.pins) & (key.position >= 0)
+        return pinned & (key.annexed == 0) if self.annex else pinned
 
     def clamp(self, position: Any, last_pin: Any) -> Any:
         """The position at which a query is rotated against pinned keys: never farther than the window could be.
@@ -164,7 +179,7 @@ class AttentionPattern:
         return None if self.window is None else self._arm * self.dilation
 
     def capacity(self) -> int | None:
-        """Slots that a cache needs for any length of a sequence, pins included; None where it must grow.
+        """Slots that a cache needs for any length of a sequence, pins and annex included; None where it must grow.
 
         A causal query flagged global sees all that came before, so such a pattern has no bound.
 
@@ -173,7 +188,7 @@ class AttentionPattern:
         """
         if self.window is None or not self.causal or self.global_tokens:
             return None
-        return (self.window - 1) * self.dilation + 1 + self.pins
+        return (self.window - 1) * self.dilation + 1 + self.pins + self.annex
 
     def visible_pairs(
         self, n_tokens: int, global_positions: Sequence[int] = (), pinned_positions: Sequence[int] = ()

@@ -23,7 +23,7 @@ class KeyRun:
     """A run of keys that a block of queries meets.
 
     Attributes:
-        source: the step's "own" tokens, or a store's "ring", "pins" or growing "block".
+        source: the step's "own" tokens, or a store's "ring", "pins", "annex" or growing "block".
         start, stop: which of them.
         index: instead of start:stop, for own tokens that do not lie side by side.
         block: which growing block.
@@ -31,7 +31,7 @@ class KeyRun:
         clamped: whether these keys meet the queries at the clamped distance.
     """
 
-    source: Literal["own", "ring", "pins", "block"]
+    source: Literal["own", "ring", "pins", "annex", "block"]
     start: int
     stop: int
     index: Tensor | None = None

@@ -20,6 +20,8 @@ Rotate = Callable[[Tensor, Tensor], Tensor]
 def attend_segment(q_THK: Tensor, segment: Segment, scale: float) -> tuple[Tensor, Tensor]:
     """One segment by the definition: outputs [T, H, K] and log-sum-exp [T, H], both float32."""
     scores_HTS = _scores(q_THK, segment.keys_GSK.transpose(0, 1)) * scale
+    if segment.log_weights_S is not None:
+        scores_HTS = scores_HTS + segment.log_weights_S
     if segment.mask is not None:
         scores_HTS = scores_HTS.masked_fill(~segment.mask.allowed_TS, -math.inf)
     lse_HT = torch.logsumexp(scores_HTS, dim=-1)

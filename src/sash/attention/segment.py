@@ -51,12 +51,22 @@ class Segment:
         keys_GSK, values_GSK: rotated keys, and values; views are welcome, K contiguous.
         mask: None if every query sees every key.
         clamped: whether these keys are to meet the queries rotated at the clamped distance.
+        log_weights_S: added to the scores of all queries, float32: logarithms of how many tokens each key stands for.
     """
 
     keys_GSK: Tensor
     values_GSK: Tensor
     mask: Mask | None = None
     clamped: bool = False
+    log_weights_S: Tensor | None = None
+
+    @property
+    def bias_TS(self) -> Tensor | None:
+        """What is added to the scores, [T or 1, S]: mask and weights; None for nothing."""
+        if self.log_weights_S is None:
+            return None if self.mask is None else self.mask.bias_TS
+        bias_1S = self.log_weights_S[None]
+        return bias_1S if self.mask is None else self.mask.bias_TS + bias_1S.to(self.mask.bias_TS.dtype)
 
 
 class Backend(Protocol):

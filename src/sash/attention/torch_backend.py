@@ -38,13 +38,14 @@ def attend_flash_cpu(q_THK: Tensor, segment: Segment, scale: float) -> tuple[Ten
     n_groups, n_keys, _ = segment.keys_GSK.shape
     per_group = n_heads // n_groups
     shared = (n_groups, per_group, n_keys, head_dim)
+    bias_TS = segment.bias_TS
     out_GRTK, lse_GRT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q_THK.view(n_queries, n_groups, per_group, head_dim).permute(1, 2, 0, 3),
         segment.keys_GSK.unsqueeze(1).expand(shared),
         segment.values_GSK.unsqueeze(1).expand(shared),
         0.0,
         False,
-        attn_mask=None if segment.mask is None else segment.mask.bias_TS[None, None],
+        attn_mask=None if bias_TS is None else bias_TS.to(q_THK.dtype).expand(n_queries, n_keys)[None, None],
         scale=scale,
     )
     out_THK = out_GRTK.permute(2, 0, 1, 3).reshape(n_queries, n_heads, head_dim)
@@ -62,6 +63,8 @@ def attend_explicit(q_THK: Tensor, segment: Segment, scale: float) -> tuple[Tens
     per_group = n_heads // n_groups
     q_GMK = q_THK.view(n_queries, n_groups, per_group, head_dim).permute(1, 2, 0, 3).reshape(n_groups, -1, head_dim)
     scores_GMS = torch.bmm(q_GMK, segment.keys_GSK.transpose(1, 2)).float() * scale
+    if segment.log_weights_S is not None:
+        scores_GMS = scores_GMS + segment.log_weights_S
     if segment.mask is not None:
         allowed_MS = segment.mask.allowed_TS.repeat(per_group, 1)
         scores_GMS = scores_GMS.masked_fill(~allowed_MS, -math.inf)

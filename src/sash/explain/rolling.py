@@ -110,7 +110,7 @@ def rolling_buffer(
     pinned = sorted(set(pinned_positions)) if by_flag else list(range(pattern.pins))
     if len(pinned) > pattern.pins:
         raise UsageError(f"{len(pinned)} tokens are flagged as pins, and the pattern holds {pattern.pins}")
-    ring_size = capacity - pattern.pins
+    ring_size = capacity - pattern.pins - pattern.annex
     return RollingBuffer(
         ring_size=ring_size,
         pins=pattern.pins,

@@ -11,6 +11,13 @@ constexpr int64_t kKeyGroup = 256;  // ... and values are summed up by groups of
 constexpr int64_t kQueryPair = 32;  // Query rows that are worked on together: two tiles of 16.
 constexpr int64_t kMaxHeadDim = 256;
 
+// Who sees a run of keys.
+enum class Sight {
+  window,  // Queries whose window holds their positions.
+  pinned,  // All later queries, which meet them clamped.
+  annex,   // All queries of the step; its positions are slots, in a numbering of their own.
+};
+
 // Consecutive positions of one key/value head. Rows of keys and of values are `stride` bytes apart and hold head_dim
 // bfloat16, or, where scales are given, head_dim int8 with one scale a row.
 struct KeyRun {
@@ -20,17 +27,19 @@ struct KeyRun {
   int64_t stride;
   const float* key_scales = nullptr;
   const float* value_scales = nullptr;
-  bool pinned = false;  // Its positions stay visible beyond the window, and meet the clamped queries.
+  Sight sight = Sight::window;
+  const float* log_weights = nullptr;  // Added to the scores of an annex's keys; null for none.
 };
 
 // One key/value head of one sequence in one step. Query row t * per_group + r is head r of the group at token t, of
-// position + t; it sees keys j <= its position with j > its position - window (window 0: all) or j in a pinned run.
+// position + t; it sees keys j <= its position with j > its position - window (window 0: all) or j in a pinned run,
+// and all of an annex.
 struct AttentionTask {
   const uint16_t* q;          // bfloat16 [n_tokens * per_group][head_dim], already rotated.
   const uint16_t* q_clamped;  // The same, rotated to meet pins; null where they are the same.
   int64_t n_tokens, per_group, head_dim;
   int64_t position, window;
-  const KeyRun* runs;  // Pinned runs first, then in ascending position; they cover all that the queries see.
+  const KeyRun* runs;  // Pinned, annex, window, each in ascending position; they cover all that the queries see.
   int64_t n_runs;
   float scale;
   float* out;          // Row (t, r) goes to out + t * out_stride + r * head_dim.

@@ -23,7 +23,7 @@ inline void widen_row(uint16_t* to, const char* from, int64_t count) {
 
 // Where the rows of a block from position `base` lie. Positions that no run holds are rows of zeros. A block in which
 // int8 meets bfloat16 becomes bfloat16: an int8 is one exactly.
-inline void find_rows(const AttentionTask& task, int64_t base, bool pinned, float* key_factor, float* value_factor,
+inline void find_rows(const AttentionTask& task, int64_t base, Sight sight, float* key_factor, float* value_factor,
                       uint16_t* widened, BlockRows& rows) {
   bool narrow[kKeyBlock] = {};
   int64_t n_narrow = 0, n_wide = 0;
@@ -35,7 +35,7 @@ inline void find_rows(const AttentionTask& task, int64_t base, bool pinned, floa
   }
   for (int64_t i = 0; i < task.n_runs; ++i) {
     const KeyRun& run = task.runs[i];
-    if (run.pinned != pinned) continue;
+    if (run.sight != sight) continue;
     const int64_t stop = least(base + kKeyBlock, run.first_position + run.count);
     if (stop > base && run.first_position < base + kKeyBlock) rows.stride = run.stride;
     rows.whole |= run.first_position <= base && stop == base + kKeyBlock;

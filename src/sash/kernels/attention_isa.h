@@ -2,7 +2,7 @@
 // that are compiled once for each instruction set.
 //
 // A row's result depends on nothing but its query and the keys that it sees: blocks and groups of blocks lie at absolute
-// positions and are taken in ascending order (pins first, in groups of their own), each by the same operations; and a
+// positions and are taken in ascending order (pins first, then an annex, in groups of their own), each by the same operations; and a
 // block that a row does not see adds exact zeros. So neither chunks, nor other rows, nor where a ring wraps change a bit.
 #pragma once
 
@@ -28,17 +28,19 @@ class Unit {
   }
 
   void run() {
-    if (task_.n_runs > 0 && task_.runs[0].pinned) {
+    if (task_.n_runs > 0 && task_.runs[0].sight == Sight::pinned) {
       load_queries(task_.q_clamped ? task_.q_clamped : task_.q);
-      each_pinned([&](int64_t first, int64_t stop) { sweep(true, first, stop, 0); });
+      each_pinned([&](int64_t first, int64_t stop) { sweep(Sight::pinned, first, stop, 0); });
     }
     load_queries(task_.q);
+    for (int64_t i = 0; i < task_.n_runs && task_.runs[i].sight != Sight::window; ++i)
+      if (task_.runs[i].sight == Sight::annex) sweep(Sight::annex, 0, task_.runs[i].count, 0);
     int64_t from = 0;
     each_pinned([&](int64_t first, int64_t stop) {
-      sweep(false, from, first, task_.window);
+      sweep(Sight::window, from, first, task_.window);
       from = stop;
     });
-    sweep(false, from, INT64_MAX, task_.window);
+    sweep(Sight::window, from, INT64_MAX, task_.window);
     finish();
   }
 
@@ -49,7 +51,7 @@ class Unit {
   template <class Body>
   void each_pinned(Body&& body) const {
     int64_t first = 0, stop = -1;
-    for (int64_t i = 0; i < task_.n_runs && task_.runs[i].pinned; ++i) {
+    for (int64_t i = 0; i < task_.n_runs && task_.runs[i].sight == Sight::pinned; ++i) {
       const KeyRun& run = task_.runs[i];
       if (run.first_position != stop) {
         if (stop >= 0) body(first, stop);
@@ -79,11 +81,12 @@ class Unit {
   }
 
   // All rows over all keys from `first` to before `stop` that some row sees.
-  void sweep(bool pinned, int64_t first, int64_t stop, int64_t window) {
+  void sweep(Sight sight, int64_t first, int64_t stop, int64_t window) {
     const int64_t oldest = window ? most(first, scratch_.position[0] - window + 1) : first;
-    const int64_t end = least(stop, scratch_.position[n_rows_ - 1] + 1);
-    if (oldest >= end) return;
     Item item;
+    item.annex = sight == Sight::annex;
+    const int64_t end = least(stop, item.sees(scratch_.position[n_rows_ - 1]) + 1);
+    if (oldest >= end) return;
     item.first = first, item.stop = stop, item.window = window;
 #if defined(__AMX_TILE__)
     FewRows few(task_, scratch_);
@@ -96,8 +99,9 @@ class Unit {
         item.n_rows = n_rows_;
         for (item.block = from; item.block < to; ++item.block) {
           item.base = base + item.block * kKeyBlock;
+          const BlockRows rows = find(sight, item.base, item.block);
           meets(item);
-          few.push(item, find(pinned, item.base, item.block));
+          few.push(item, rows);
         }
         few.weigh();
         item.block = to - 1;
@@ -106,7 +110,7 @@ class Unit {
         continue;
       }
 #endif
-      for (int64_t block = from; block < to; ++block) gather(pinned, base + block * kKeyBlock, block);
+      for (int64_t block = from; block < to; ++block) gather(sight, base + block * kKeyBlock, block);
       for (item.pair = 0; item.pair < n_pairs(); ++item.pair) meet_group(item, base, from, to);
       pipeline_.flush();
     }
@@ -129,28 +133,42 @@ class Unit {
     }
   }
 
-  void gather(bool pinned, int64_t base, int64_t block) {
-    const BlockRows rows = find(pinned, base, block);
+  void gather(Sight sight, int64_t base, int64_t block) {
+    const BlockRows rows = find(sight, base, block);
     gather_keys(scratch_, rows, scratch_.k_block(block));
     gather_values(scratch_, rows, block);
   }
 
-  BlockRows find(bool pinned, int64_t base, int64_t block) {
+  BlockRows find(Sight sight, int64_t base, int64_t block) {
     float* const key_factor = scratch_.key_factor + block * kKeyBlock;
     BlockRows rows;
-    find_rows(task_, base, pinned, key_factor, scratch_.value_factor + block * kKeyBlock, scratch_.widened, rows);
+    find_rows(task_, base, sight, key_factor, scratch_.value_factor + block * kKeyBlock, scratch_.widened, rows);
     // Weights are powers of two.
     for (int64_t i = 0; i < kKeyBlock; ++i) key_factor[i] *= task_.scale * 1.44269504088896341f;
     scratch_.scaled[block] = rows.scaled;
+    scratch_.biased[block] = false;
+    if (sight == Sight::annex) find_biases(base, block);
     return rows;
+  }
+
+  void find_biases(int64_t base, int64_t block) {
+    float* const bias = scratch_.key_bias + block * kKeyBlock;
+    for (int64_t i = 0; i < task_.n_runs; ++i) {
+      const KeyRun& run = task_.runs[i];
+      if (run.log_weights == nullptr) continue;
+      scratch_.biased[block] = true;
+      for (int64_t j = 0; j < kKeyBlock; ++j)
+        bias[j] = base + j < run.count ? run.log_weights[base + j] * 1.44269504088896341f : 0.0f;
+    }
   }
 
   // Whether some row of the pair sees some of the block, and notes whether all see all.
   bool meets(Item& item) const {
     const int64_t* const position = scratch_.position + item.pair * kQueryPair;
-    const int64_t earliest = position[0], latest = position[item.n_rows - 1], end = item.base + kKeyBlock;
+    const int64_t earliest = item.sees(position[0]), latest = item.sees(position[item.n_rows - 1]);
+    const int64_t end = item.base + kKeyBlock;
     const auto oldest = [&](int64_t p) { return item.window ? most(item.first, p - item.window + 1) : item.first; };
-    item.masked = end > least(earliest + 1, item.stop) || item.base < oldest(latest);
+    item.masked = end > least(earliest + 1, item.stop) || item.base < oldest(latest) || scratch_.biased[item.block];
     return item.base < least(latest + 1, item.stop) && end > oldest(earliest);
   }
 

@@ -41,6 +41,8 @@ struct Scratch {
   uint32_t corrected;   // ... where its bit is set.
   float *key_factor, *value_factor;  // [block][32]: scores and weights are to be multiplied by them.
   bool scaled[kBlocks];              // Whether the values' are other than one.
+  float* key_bias;                   // [block][32]: added to scores as powers of two ...
+  bool biased[kBlocks];              // ... where this says so.
   uint16_t* widened;    // int8 rows of a block that also holds bfloat16.
   size_t bytes;
 
@@ -79,6 +81,7 @@ inline Scratch::Scratch(int64_t dims, void* memory)
   take(correction, kQueryPair);
   take(key_factor, kKeyGroup);
   take(value_factor, kKeyGroup);
+  take(key_bias, kKeyGroup);
   take(widened, 2 * kKeyBlock * head_dim);
 }
 

@@ -15,7 +15,11 @@ struct Item {
   int64_t base = 0, first = 0, stop = 0;  // The block's first position; a key is seen from `first` to before `stop` ...
   int64_t window = 0;                     // ... and as the window allows.
   int64_t count = 0;                      // For the pair's last block of a group: how many it has of it.
-  bool masked = false;                    // Some row does not see all of the block.
+  bool masked = false;                    // Some row does not see all of the block, or its scores have biases.
+  bool annex = false;                     // Its keys' positions say nothing: every row sees them.
+
+  // Up to which position a row at `position` sees.
+  int64_t sees(int64_t position) const { return annex ? INT64_MAX / 2 : position; }
 };
 
 // Calls `body` with each of 0 to n - 1 as a constant: arrays that are indexed by it live in registers.
@@ -180,7 +184,11 @@ class Softmax {
     a = fma16(load16(s), load16(key_factor_), all16(bias));
     b = fma16(load16(s + 16), load16(key_factor_ + 16), all16(bias));
     if (!masked) return;
-    const int64_t position = scratch_.position[item_.pair * kQueryPair + row];
+    if (scratch_.biased[item_.block]) {
+      a += load16(scratch_.key_bias + item_.block * kKeyBlock);
+      b += load16(scratch_.key_bias + item_.block * kKeyBlock + 16);
+    }
+    const int64_t position = item_.sees(scratch_.position[item_.pair * kQueryPair + row]);
     const int64_t oldest = item_.window ? most(item_.first, position - item_.window + 1) : item_.first;
     const int32_t first = static_cast<int32_t>(most(oldest - item_.base, 0));
     const int32_t stop = static_cast<int32_t>(least(least(position + 1, item_.stop) - item_.base, kKeyBlock));

@@ -108,6 +108,11 @@ void bind_plan(nb::module_& module) {
              plan.kinds.push_back({window, at<const float>(cos), at<const float>(sin), at<const float>(clamped_cos),
                                    at<const float>(clamped_sin), {}});
            })
+      .def("export_queries",
+           [](Plan& plan, uintptr_t queries, int64_t exported) {
+             plan.kinds.back().queries = at<uint16_t>(queries);
+             plan.kinds.back().exported = exported;
+           })
       .def("add_span", [](Plan& plan, int64_t start, int64_t count, int64_t position) {
         plan.kinds.back().spans.push_back({start, count, position, {}, {}, {}});
       })
@@ -119,9 +124,19 @@ void bind_plan(nb::module_& module) {
               int64_t layer_stride, int64_t head_stride, int64_t token_stride, uintptr_t key_scales,
               uintptr_t value_scales, int64_t scale_layer_stride, int64_t scale_head_stride) {
              plan.kinds.back().spans.back().held.push_back(
-                 {first_position, count, pinned,
+                 {first_position, count, pinned ? Sight::pinned : Sight::window,
                   slots_of(keys, values, layer_stride, head_stride, token_stride, key_scales, value_scales,
                            scale_layer_stride, scale_head_stride)});
+           })
+      .def("add_annex",
+           [](Plan& plan, int64_t count, uintptr_t log_weights, uintptr_t keys, uintptr_t values, int64_t layer_stride,
+              int64_t head_stride, int64_t token_stride, uintptr_t key_scales, uintptr_t value_scales,
+              int64_t scale_layer_stride, int64_t scale_head_stride) {
+             plan.kinds.back().spans.back().held.push_back(
+                 {0, count, Sight::annex,
+                  slots_of(keys, values, layer_stride, head_stride, token_stride, key_scales, value_scales,
+                           scale_layer_stride, scale_head_stride),
+                  at<const float>(log_weights)});
            })
       .def("add_write", [](Plan& plan, int64_t token, int64_t count, uintptr_t keys, uintptr_t values,
                            int64_t layer_stride, int64_t head_stride, int64_t token_stride, uintptr_t key_scales,

@@ -151,30 +151,31 @@ void Stepper::attend_unit(const Layer& layer, Frame& frame, int64_t index, char*
   }
   int n_runs = 0;
   const int64_t first_slot = unit.head * frame.n_tokens + span.start;
-  const auto own = [&](int64_t from, int64_t count, bool pinned) {
+  const auto own = [&](int64_t from, int64_t count, Sight sight) {
     const int64_t slot = first_slot + from;
     runs[n_runs++] = KeyRun{span.position + from, count, frame.keys + slot * a.head_dim * size,
                             frame.values + slot * a.head_dim * size, a.head_dim * size,
                             frame.plan->int8_kv ? frame.key_scales + slot : nullptr,
-                            frame.plan->int8_kv ? frame.value_scales + slot : nullptr, pinned};
+                            frame.plan->int8_kv ? frame.value_scales + slot : nullptr, sight};
   };
-  for (const bool pinned : {true, false}) {
+  for (const Sight sight : {Sight::pinned, Sight::annex, Sight::window}) {
     for (const HeldRun& held : span.held) {
-      if (held.pinned != pinned) continue;
+      if (held.sight != sight) continue;
       const Slots& s = held.slots;
       const int64_t at = a.layer_in_store * s.layer_stride + unit.head * s.head_stride;
       const int64_t scale_at = a.layer_in_store * s.scale_layer_stride + unit.head * s.scale_head_stride;
       runs[n_runs++] = KeyRun{held.first_position, held.count, s.keys + at, s.values + at, s.token_stride,
                               frame.plan->int8_kv ? s.key_scales + scale_at : nullptr,
-                              frame.plan->int8_kv ? s.value_scales + scale_at : nullptr, pinned};
+                              frame.plan->int8_kv ? s.value_scales + scale_at : nullptr, sight, held.log_weights};
     }
+    if (sight == Sight::annex) continue;
     int64_t from = 0;
     for (const OwnPins& pins : span.pins) {
-      if (pinned) own(pins.first, pins.count, true);
-      if (!pinned && from < pins.first) own(from, pins.first - from, false);
+      if (sight == Sight::pinned) own(pins.first, pins.count, sight);
+      if (sight == Sight::window && from < pins.first) own(from, pins.first - from, sight);
       from = pins.first + pins.count;
     }
-    if (!pinned && from < span.count) own(from, span.count - from, false);
+    if (sight == Sight::window && from < span.count) own(from, span.count - from, sight);
   }
 
   const int64_t q_at = (unit.head * frame.n_tokens + span.start) * per_group * a.head_dim;
@@ -192,6 +193,21 @@ void Stepper::attend_unit(const Layer& layer, Frame& frame, int64_t index, char*
   task.out_stride = a.n_heads * a.head_dim;
   task.out = frame.attended + span.start * task.out_stride + unit.head * per_group * a.head_dim;
   table_.attend_rows(task, unit.first, unit.last, scratch);
+}
+
+void Stepper::export_queries(const Layer& layer, const Frame& frame, int64_t index, int64_t head) const {
+  const AttentionWeights& a = layer.attention;
+  const KindPlan& kind = frame.plan->kinds[a.kind];
+  const SpanPlan& span = kind.spans[index];
+  const int64_t per_group = a.n_heads / a.n_kv_heads, n_spans = static_cast<int64_t>(kind.spans.size());
+  const int64_t count = std::min(kind.exported, span.count);
+  const int64_t end = (a.layer_in_store * n_spans + index + 1) * kind.exported;
+  for (int64_t back = 1; back <= count; ++back) {
+    const int64_t token = span.start + span.count - back;
+    const uint16_t* const from = frame.q + (head * frame.n_tokens + token) * per_group * a.head_dim;
+    std::memcpy(kind.queries + ((end - back) * a.n_heads + head * per_group) * a.head_dim, from,
+                static_cast<size_t>(per_group * a.head_dim) * 2);
+  }
 }
 
 void Stepper::attend_half(Team& team, const Layer& layer, Frame& frame) {
@@ -212,6 +228,7 @@ void Stepper::attend_half(Team& team, const Layer& layer, Frame& frame) {
   team.share_open(static_cast<int64_t>(kind.spans.size()) * a.n_kv_heads, [&](int64_t unit) {
     const SpanPlan& span = kind.spans[unit / a.n_kv_heads];
     const int64_t head = unit % a.n_kv_heads;
+    if (kind.queries != nullptr) export_queries(layer, frame, unit / a.n_kv_heads, head);
     for (const Write& write : span.writes) {
       const Slots& s = write.slots;
       const int64_t from = head * frame.n_tokens + write.token;

@@ -48,8 +48,9 @@ struct Slots {
 // A run of consecutive positions that the cache holds for a sequence.
 struct HeldRun {
   int64_t first_position, count;
-  bool pinned;
+  Sight sight;
   Slots slots;
+  const float* log_weights = nullptr;  // Of an annex: one a slot, the same in all layers and heads; null for none.
 };
 
 // Tokens [token, token + count) of the step are committed to consecutive slots.
@@ -76,6 +77,10 @@ struct KindPlan {
   const float *cos, *sin;                  // [tokens][head_dim / 2]
   const float *clamped_cos, *clamped_sin;  // For queries against pins; null where nothing is clamped.
   std::vector<SpanPlan> spans;
+  // Where queries of each span's last tokens are copied to, as they meet keys; null for nowhere:
+  // bfloat16 [layer of the store][span][exported][heads][head_dim], the last token last.
+  uint16_t* queries = nullptr;
+  int64_t exported = 0;
 };
 
 struct Plan {
@@ -123,6 +128,7 @@ class Stepper {
   void feed_half(Team& team, const Layer& layer, Frame& frame);
   void rotate_heads(const Layer& layer, Frame& frame, int64_t token, int64_t head);
   void attend_unit(const Layer& layer, Frame& frame, int64_t unit, char* scratch);
+  void export_queries(const Layer& layer, const Frame& frame, int64_t index, int64_t head) const;
   void prepare(Team& team, Frame& frame, const float* x, int64_t stride, const Norm* norm, const Linear& linear);
   void share_product(Team& team, const Product& product);
   void region(const std::function<void(Team&)>& body);

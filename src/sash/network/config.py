@@ -6,6 +6,7 @@ Gemma 3 and Qwen2 is a value here, per layer where it can differ per layer. Need
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -217,9 +218,30 @@ class ModelConfig:
             own = layer.pattern.window
             size = own if window is None else None if window == "full" else min(window, own or window)
             kept = pins if size is not None else 0
-            pattern = replace(layer.pattern, window=size, pins=kept, pin_by=pin_by if kept else "first")
+            annex = layer.pattern.annex if size is not None else 0
+            pattern = replace(layer.pattern, window=size, pins=kept, pin_by=pin_by if kept else "first", annex=annex)
             layers.append(replace(layer, pattern=pattern))
         if pins and all(layer.pattern.window is None for layer in layers):
             raise PinsError("pins hold tokens back from sliding out, and this model has no window: add --window N")
         changed = tuple(layer.pattern.window for layer in layers) != self.windows
         return replace(self, layers=tuple(layers), forced_window=window if changed else self.forced_window)
+
+    def with_annex(self, n_slots: int, layers: Collection[int] | None = None) -> ModelConfig:
+        """This model with `n_slots` slots for what is brought back from outside of the window.
+
+        Args:
+            n_slots: of each of these layers; 0 takes them away.
+            layers: counted from 0; every windowed layer by default.
+
+        Raises:
+            ConfigError: a negative number of slots, or a layer that has no causal window.
+        """
+        windowed = [index for index, pattern in enumerate(self.patterns) if pattern.window and pattern.causal]
+        chosen = set(windowed if layers is None else layers)
+        return replace(
+            self,
+            layers=tuple(
+                replace(layer, pattern=replace(layer.pattern, annex=n_slots)) if index in chosen else layer
+                for index, layer in enumerate(self.layers)
+            ),
+        )

@@ -87,8 +87,15 @@ class NativePlan:
             for run in sorted(held, key=lambda run: (run.source != "pins", run.first_position)):
                 pinned = run.source == "pins"
                 self.native.add_held(run.first_position, run.size, pinned, *_slots(store, span.row, run))
+            self._add_annex(store, span.row)
             for token, run in self._placements[pattern][index]:
                 self.native.add_write(token, run.size, *_slots(store, span.row, run))
+
+    def _add_annex(self, store: Store, row: int) -> None:
+        if not isinstance(store, RingStore) or store.annex is None or not store.annex.count(row):
+            return
+        run, logs_S = store.annex.held(row), store.annex.log_weights(row)
+        self.native.add_annex(run.size, 0 if logs_S is None else logs_S.data_ptr(), *_slots(store, row, run))
 
 
 def clamped_positions(pattern: AttentionPattern, batch: Batch, store: Store | None) -> Tensor | None:

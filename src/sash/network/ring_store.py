@@ -20,6 +20,7 @@ from torch import Tensor
 from sash.attention.pattern import AttentionPattern, TokenMeta
 from sash.attention.plan import KeyRun
 from sash.errors import DoesNotFitError, PinsError
+from sash.network.annex import Annex
 from sash.network.batch import Batch, Span
 from sash.network.slots import HeldRun, Layout, Placement, Put, Vectors, stretches
 
@@ -56,12 +57,14 @@ class RingStore:
         n_slots: slots of a ring.
         ring, pins: [2 (keys, values), layers, rows, G, S] vectors of all rows; of none where rows are made on demand.
         positions: the position in each slot of a row's ring, -1 for an empty one.
+        annex: slots that are filled between steps; None where the pattern has none.
     """
 
     def __init__(self, pattern: AttentionPattern, layout: Layout, *, on_demand: bool = False) -> None:
         """`on_demand` makes a row's slots when it is first written to, and frees them when it is wiped."""
         self.pattern, self.layout, self._on_demand = pattern, layout, on_demand
-        self.n_slots = (pattern.capacity() or 0) - pattern.pins
+        self.n_slots = (pattern.capacity() or 0) - pattern.pins - pattern.annex
+        self.annex = Annex(layout, pattern.annex) if pattern.annex else None
         rows = (2, layout.n_layers, 0 if on_demand else layout.n_rows, layout.n_heads)
         self.ring = layout.zeros(*rows, self.n_slots)
         self.pins = layout.zeros(*rows, pattern.pins)
@@ -76,14 +79,17 @@ class RingStore:
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
-        return sum(ring.nbytes + pins.nbytes for ring, pins in filter(None, self._slots))
+        beside = 0 if self.annex is None else self.annex.nbytes
+        return beside + sum(ring.nbytes + pins.nbytes for ring, pins in filter(None, self._slots))
 
     def slots(self, row: int, source: str) -> Vectors:
-        """The "ring" or the "pins" of a row, [2 (keys, values), layers, G, S] vectors.
+        """The "ring", the "pins" or the "annex" of a row, [2 (keys, values), layers, G, S] vectors.
 
         Raises:
             DoesNotFitError: there is no memory for a row that is made on demand.
         """
+        if source == "annex" and self.annex is not None:
+            return self.annex.slots(row)
         made = self._slots[row]
         if made is None:
             front = (2, self.layout.n_layers, self.layout.n_heads)
@@ -221,6 +227,8 @@ class RingStore:
             self._slots[row] = None
         for slots in self._slots[row] or ():
             slots.zero_()
+        if self.annex is not None:
+            self.annex.wipe(row)
         self.positions[row] = [-1] * self.n_slots
         self._pinned[row], self._n_pinned[row], self._begin[row] = [], 0, None
 
@@ -231,6 +239,8 @@ class RingStore:
         self.positions[row] = list(other.positions[other_row])
         self._pinned[row] = list(other._pinned[other_row])
         self._n_pinned[row], self._begin[row] = other._n_pinned[other_row], other._begin[other_row]
+        if self.annex is not None and other.annex is not None:
+            self.annex.copy_row(row, other.annex, other_row)
 
     def capture(self, row: int, length: int) -> RingState:
         """A copy of what a row of `length` tokens holds."""

@@ -23,6 +23,7 @@ from sash.network import rope
 from sash.network.batch import Batch, Span
 from sash.network.cache import KVCache
 from sash.network.config import LayerConfig, ModelConfig, RopeConfig
+from sash.network.ring_store import RingStore
 from sash.network.slots import Placement, Vectors
 from sash.network.stores import Store
 
@@ -149,12 +150,13 @@ class Step:
         """A single token that is already in its slot attends to slots alone, and sees all that its window spans."""
         oldest = span.position - (pattern.reach_back if pattern.reach_back is not None else span.position)
         if pattern.dilation == 1 and not pattern.global_tokens:
-            runs = store.whole(span.row, span.position + 1, oldest)
+            runs = store.whole(span.row, span.position + 1, oldest) + _annexed(store, span.row)
             return QueryBlock(span.start, span.stop, runs, span.row)
         meta = self._batch.meta(span)
         found = store.runs(span.row, span.position + 1, oldest)
         masked = (masked_run(pattern, meta, keys, run, self._dtype) for run, keys in found)
-        return QueryBlock(span.start, span.stop, tuple(run for run in masked if run is not None), span.row)
+        seen = tuple(run for run in masked if run is not None)
+        return QueryBlock(span.start, span.stop, seen + _annexed(store, span.row), span.row)
 
     def _blocks(self, pattern: AttentionPattern, span: Span, meta: TokenMeta, store: Store | None) -> list[QueryBlock]:
         """A run of tokens in blocks of queries, each with what the cache holds for it and its own tokens."""
@@ -168,6 +170,7 @@ class Step:
             elif store is not None:
                 found = store.runs(span.row, span.position, span.position + a - (pattern.reach_back or 0))
                 runs += [masked_run(pattern, queries, keys, run, self._dtype) for run, keys in found]
+                runs += _annexed(store, span.row)
             runs += own_runs(pattern, meta, a, b, span.start, self._dtype)
             kept = tuple(run for run in runs if run is not None)
             blocks.append(QueryBlock(span.start + a, span.start + b, kept, span.row))
@@ -196,8 +199,18 @@ class Step:
         return all_T
 
 
+def _annexed(store: Store, row: int) -> tuple[KeyRun, ...]:
+    """What every query of a row sees of its annex."""
+    return store.annex.run(row) if isinstance(store, RingStore) and store.annex is not None else ()
+
+
 def _segment(run: KeyRun, row: int, k_GTK: Tensor, v_GTK: Tensor, store: Store | None, slot: int) -> Segment:
     if run.source == "own" or store is None:
         return own_segment(run, k_GTK, v_GTK)
     keys_GSK, values_GSK = store.view(slot, row, run)
-    return Segment(keys_GSK, values_GSK, run.mask, run.clamped)
+    weights_S = None
+    if run.source == "annex" and isinstance(store, RingStore) and store.annex is not None:
+        weights_S = store.annex.log_weights(row)
+    return Segment(
+        keys_GSK, values_GSK, run.mask, run.clamped, None if weights_S is None else weights_S[run.start : run.stop]
+    )
