@@ -1,4 +1,4 @@
-"""`sash eval`: measure a model: how well it predicts a text, and how near it is to transformers."""
+"""`sash eval`: measure a model: how well it predicts a text, what it still knows of it, is it what others compute."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sash import hub
+from sash.cli import eval_retrieval as retrieval
 from sash.cli import model_options as options
 from sash.cli.group import verb_app
 from sash.cli.live_text import check_file, read_pieces
@@ -34,7 +35,7 @@ RANDOM_SEED = 0
 
 @app.callback(invoke_without_command=True)
 def overview(context: typer.Context) -> None:
-    """Measure a model: perplexity on a text, parity with transformers."""
+    """Measure a model: perplexity, what it still knows at a distance, parity with transformers."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -184,3 +185,9 @@ def _random_ids(lm: LM, count: int) -> list[int]:
     plain = [token_id for token_id in plain if token_id < lm.config.vocab_size]
     bos = [] if lm.tokenizer.bos_id is None else [lm.tokenizer.bos_id]
     return [*bos, *random.Random(RANDOM_SEED).choices(plain, k=count)][:count]
+
+
+app.command(name="passkey")(retrieval.passkey_command)
+app.command(name="needles")(retrieval.needles_command)
+app.command(name="distance")(retrieval.distance_command)
+app.command(name="methods")(retrieval.methods_command)

@@ -1,0 +1,294 @@
+"""`sash eval passkey`, `needles` and `distance`: what a model still knows of what it read long ago."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sash.cli import model_options as options
+from sash.cli.interrupt import Interrupt
+from sash.cli.live_text import check_file, read_pieces
+from sash.cli.reading_bar import ReadingBar
+from sash.cli.retrieval_tables import draw_cells, write_csv
+from sash.cli.sizes import parse_size, parse_window
+from sash.cli.window_words import ablation_note
+from sash.errors import UsageError, WindowError
+
+if TYPE_CHECKING:
+    from sash.evaluation.methods import Method
+    from sash.evaluation.trials import Cell, Grid
+    from sash.lm import LM
+
+INTERRUPTED = 130
+IN_WINDOWS = re.compile(r"([0-9]+(?:\.[0-9]+)?)[wW]")
+
+Text = Annotated[str, typer.Option("--text", metavar="FILE", help="What prompts are filled with; - is standard input.")]
+Window = Annotated[
+    str | None,
+    typer.Option("--window", metavar="N", help="Force a window in every layer; without it, the model's own."),
+]
+Lengths = Annotated[
+    str, typer.Option("-l", "--lengths", metavar="N,...", help="Lengths of prompts, in tokens or in windows (4w).")
+]
+Depths = Annotated[
+    str,
+    typer.Option("-d", "--depths", metavar="N,...", help="Where what is asked for stands: 0 the head, 100 the end."),
+]
+Trials = Annotated[int, typer.Option("-n", "--trials", help="Prompts of each kind.")]
+Methods = Annotated[
+    str, typer.Option("-m", "--methods", metavar="NAME,...", help="Ways to read, see `sash eval methods`.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Other seeds, other prompts.")]
+Json = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
+Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the figures there, too.")]
+Figure = Annotated[
+    Path | None, typer.Option("--figure", metavar="FILE", help="Draw a heat map: FILE.svg or FILE.png, by matplotlib.")
+]
+
+
+def parse_lengths(text: str, window: int, option: str) -> tuple[int, ...]:
+    """Sizes in tokens or in windows, with commas between them.
+
+    Raises:
+        UsageError: one that is no size, or none at all.
+
+    >>> parse_lengths("100,4w,0.5w", 512, "--lengths")
+    (100, 2048, 256)
+    """
+    found = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        match = IN_WINDOWS.fullmatch(part)
+        found.append(round(float(match[1]) * window) if match else parse_size(part, option))
+    if not found or min(found) < 1:
+        raise UsageError(f"{option} takes sizes such as 2048 or 4w (4 windows), with commas between them; got {text!r}")
+    return tuple(dict.fromkeys(found))
+
+
+def parse_depths(text: str) -> tuple[float, ...]:
+    """Depths in percent as shares.
+
+    Raises:
+        UsageError: one that is none.
+
+    >>> parse_depths("0,25,100")
+    (0.0, 0.25, 1.0)
+    """
+    try:
+        found = tuple(dict.fromkeys(float(part) / 100 for part in text.split(",") if part.strip()))
+    except ValueError:
+        found = ()
+    if not found or not all(0 <= depth <= 1 for depth in found):
+        raise UsageError(f"--depths takes percents from 0 (the head) to 100 (the end), such as 0,50,100; got {text!r}")
+    return found
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
+class Run:
+    """A model, its methods and a text, ready to be asked; what a command of this file begins and ends with."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        window: str | None,
+        methods: str,
+        text: str,
+        csv: Path | None,
+        figure: Path | None,
+        settings: dict[str, str | int | None],
+    ) -> None:
+        """Checks what can be checked before the model is loaded, and loads it.
+
+        Raises:
+            SashError: as `model_options.load_lm` and `sash.evaluation.methods` do.
+        """
+        size = parse_window(window)
+        if size == "full":
+            raise WindowError("lengths are told in windows: give --window N, or leave it out for the model's own")
+        check_file(text)
+        self.model, self.csv, self.figure = model, csv, figure
+        if csv is not None and not csv.parent.is_dir():
+            raise UsageError(f"there is no folder {csv.parent} to put the figures in: make it first")
+        from sash.evaluation import methods as reading
+        from sash.evaluation.figures import check_figure
+        from sash.evaluation.prompts import Source
+
+        if figure is not None:
+            check_figure(figure)
+        lm = options.load_lm(model, **settings)  # type: ignore[arg-type]
+        self.lm: LM = lm
+        self.window = reading.window_of(lm, size)
+        self.methods: list[Method] = reading.methods(lm, parse_names(methods), size)
+        self.source = Source(lm.tokenizer, "".join(read_pieces(text)))
+        self.note = None if size is None else ablation_note(lm.with_window(size).config)
+
+    def measure(self, grid: Grid) -> tuple[list[Cell], bool]:
+        """The cells, and whether Ctrl-C ended it before the last."""
+        from sash.evaluation.trials import measure
+
+        cells: list[Cell] = []
+        total = sum(grid.n_trials * len(self.methods) * self._tokens(grid, place) for place in grid.places())
+        with Interrupt() as interrupt, ReadingBar(total, None, label="asking") as bar:
+            cells += measure(self.methods, self.source, grid, cancelled=interrupt, progress=bar.advance)
+        return cells, interrupt.requested
+
+    @staticmethod
+    def _tokens(grid: Grid, place: tuple[str, int, float | None]) -> int:
+        return place[1] + (grid.before if place[2] is None else 0)
+
+    def show(self, cells: Sequence[Cell], title: str, interrupted: bool, as_json: bool) -> int:
+        """Print what was found and write the files; the exit code."""
+        if as_json:
+            data = {"model": self.model, "window": self.window, "ablation": self.note is not None}
+            data |= {"results": [cell.to_json(self.window) for cell in cells], "interrupted": interrupted}
+            typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+        elif cells:
+            typer.echo("\n".join([title, *draw_cells(cells, self.window), *([self.note] if self.note else [])]))
+        if self.csv is not None:
+            write_csv(cells, self.window, self.csv)
+        if self.figure is not None and cells:
+            from sash.evaluation.figures import draw_heat_maps
+
+            draw_heat_maps(cells, self.window, title, self.figure)
+        if interrupted:
+            typer.echo("interrupted: this is what was measured until then", err=True)
+        return INTERRUPTED if interrupted else 0
+
+
+def passkey_command(
+    model: options.Model,
+    text: Text,
+    window: Window = None,
+    lengths: Lengths = "2w,4w,8w",
+    depths: Depths = "0,25,50,75,100",
+    trials: Trials = 10,
+    methods: Methods = "full,window,pins",
+    seed: Seed = 0,
+    chunk: options.Chunk = "512",
+    dtype: options.Dtype = None,
+    weights: options.Weights = "auto",
+    kv: options.KV = "auto",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    csv: Csv = None,
+    figure: Figure = None,
+    as_json: Json = False,
+) -> int:
+    """Ask for a key of 5 digits that stands somewhere in a long prompt.
+
+    Prompts are made from the text and the seed; all methods are asked the same ones. An answer is right if its greedy
+    tokens begin with the key. Ctrl-C ends it and shows what there is; the exit code is then 130.
+    """
+    settings = _settings(chunk, dtype, weights, kv, device, threads)
+    run = Run(model, window=window, methods=methods, text=text, csv=csv, figure=figure, settings=settings)
+    return _by_depth(run, "passkey", lengths, depths, trials, 1, seed, as_json)
+
+
+def needles_command(
+    model: options.Model,
+    text: Text,
+    window: Window = None,
+    lengths: Lengths = "2w,4w,8w",
+    depths: Depths = "0,25,50,75,100",
+    trials: Trials = 10,
+    facts: Annotated[int, typer.Option("--facts", help="Facts in each prompt; one of them is asked for.")] = 4,
+    methods: Methods = "full,window,pins",
+    seed: Seed = 0,
+    chunk: options.Chunk = "512",
+    dtype: options.Dtype = None,
+    weights: options.Weights = "auto",
+    kv: options.KV = "auto",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    csv: Csv = None,
+    figure: Figure = None,
+    as_json: Json = False,
+) -> int:
+    """Ask for one of several numbers that stand in a long prompt, each with a word.
+
+    The fact that is asked for stands at the depth, the others at even distances. Else as `sash eval passkey`.
+    """
+    settings = _settings(chunk, dtype, weights, kv, device, threads)
+    run = Run(model, window=window, methods=methods, text=text, csv=csv, figure=figure, settings=settings)
+    return _by_depth(run, "needles", lengths, depths, trials, facts, seed, as_json)
+
+
+def _by_depth(run: Run, task: str, lengths: str, depths: str, trials: int, facts: int, seed: int, as_json: bool) -> int:
+    from sash.evaluation.trials import Grid
+
+    sizes = parse_lengths(lengths, run.window, "--lengths")
+    if min(sizes) <= run.window:
+        raise UsageError(
+            f"a prompt of {min(sizes):,} tokens fits the window of {run.window:,}, so that nothing is lost: longer ones"
+            " show what is"
+        )
+    grid = Grid(
+        tasks=(task,), lengths=sizes, depths=parse_depths(depths), n_trials=trials, n_facts=facts, seed=seed
+    )  # fmt: skip
+    cells, interrupted = run.measure(grid)
+    title = f"{task}, window {run.window:,}: right answers in percent, by depth; {trials} prompts each"
+    return run.show(cells, title, interrupted, as_json)
+
+
+def distance_command(
+    model: options.Model,
+    text: Text,
+    window: Window = None,
+    distances: Annotated[
+        str,
+        typer.Option("-d", "--distances", metavar="N,...", help="How far back it stands, in tokens or windows (2w)."),
+    ] = "0.5w,0.75w,1w,1.5w,2w,4w",
+    tasks: Annotated[
+        str, typer.Option("--tasks", metavar="NAME,...", help="passkey, needles, copying, format.")
+    ] = "copying",
+    trials: Trials = 10,
+    methods: Methods = "full,window",
+    seed: Seed = 0,
+    chunk: options.Chunk = "512",
+    dtype: options.Dtype = None,
+    weights: options.Weights = "auto",
+    kv: options.KV = "auto",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    csv: Csv = None,
+    figure: Figure = None,
+    as_json: Json = False,
+) -> int:
+    """Ask for what was said a given distance ago: where does knowing it end?
+
+    At a distance of W - 1 its last token is just in sight when the answer begins. A window of filler comes before it.
+    Else as `sash eval passkey`.
+    """
+    settings = _settings(chunk, dtype, weights, kv, device, threads)
+    run = Run(model, window=window, methods=methods, text=text, csv=csv, figure=figure, settings=settings)
+    from sash.evaluation.trials import Grid
+
+    sizes = parse_lengths(distances, run.window, "--distances")
+    grid = Grid(tasks=parse_names(tasks), distances=sizes, before=run.window, n_trials=trials, seed=seed)
+    cells, interrupted = run.measure(grid)
+    title = f"window {run.window:,}: right answers in percent, by distance in windows; {trials} prompts each"
+    return run.show(cells, title, interrupted, as_json)
+
+
+def _settings(
+    chunk: str, dtype: str | None, weights: str, kv: str, device: str, threads: int | None
+) -> dict[str, str | int | None]:
+    """How the model is loaded."""
+    return {"chunk": chunk, "dtype": dtype, "weights": weights, "kv": kv, "device": device, "threads": threads}
+
+
+def methods_command() -> None:
+    """List the ways to read a prompt that is longer than the window."""
+    from sash.evaluation.methods import DESCRIPTIONS
+    from sash.explain.labels import table
+
+    typer.echo("\n".join(table([[name, words] for name, words in DESCRIPTIONS.items()], right=[False, False])))

@@ -1,0 +1,100 @@
+"""Figures of what was measured, by matplotlib where it is installed: SVG and PNG, the same file for the same cells."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sash.errors import UnsupportedError, UsageError
+from sash.evaluation.trials import Cell
+
+SUFFIXES = (".svg", ".png")
+COLOURS = "cividis"
+"""From dark to light, told apart by who sees no red or green, and on grey prints."""
+
+
+def check_figure(path: Path) -> None:
+    """See that a figure could be drawn, before anything is measured for it.
+
+    Raises:
+        UsageError: a name that says no format, or a folder that is not there.
+        UnsupportedError: matplotlib is not installed.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"a figure ends in {' or '.join(SUFFIXES)}; got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent} to put the figure in: make it first")
+    _matplotlib()
+
+
+def _matplotlib() -> Any:
+    try:
+        return importlib.import_module("matplotlib")
+    except ImportError:
+        raise UnsupportedError(
+            "figures are drawn by matplotlib, which is not installed: run `python -m pip install matplotlib`"
+        ) from None
+
+
+def draw_heat_maps(cells: Sequence[Cell], window: int, title: str, path: Path) -> None:
+    """Success by length (down) and depth (across), or by distance where no depth was given: a map for each method.
+
+    Args:
+        cells: what was measured; of several tasks the sums are drawn.
+        window: what lengths and distances are told in.
+        title: above all of it.
+        path: where to; the end of its name says which format.
+
+    Raises:
+        UsageError, UnsupportedError: as `check_figure` does.
+    """
+    check_figure(path)
+    matplotlib = _matplotlib()
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    rows = sorted({_row(cell) for cell in cells}) or [0]
+    columns = sorted({_column(cell) for cell in cells}) or [0.0]
+    wide = max(3.0, 0.55 * len(columns) + 1.2)
+    figure_module = importlib.import_module("matplotlib.figure")
+    with matplotlib.rc_context({"svg.hashsalt": "sash", "font.size": 9, "svg.fonttype": "path"}):
+        size = (wide * max(1, len(methods)) + 0.6, max(1.8, 0.42 * len(rows) + 1.5))
+        figure = figure_module.Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(1, max(1, len(methods)), squeeze=False)[0]
+        for axes, method in zip(panels, methods, strict=False):
+            _draw_map(axes, [cell for cell in cells if cell.method == method], rows, columns, window)
+            axes.set_title(method)
+        figure.suptitle(title)
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
+        figure.savefig(path, dpi=150, metadata=metadata)
+
+
+def _row(cell: Cell) -> int:
+    return 0 if cell.depth is None else cell.length
+
+
+def _column(cell: Cell) -> float:
+    return cell.distance if cell.depth is None else cell.depth
+
+
+def _draw_map(axes: Any, cells: Sequence[Cell], rows: list[int], columns: list[float], window: int) -> None:
+    """One method's cells as coloured squares with their share in percent."""
+    shares = [[math.nan] * len(columns) for _ in rows]
+    for row, column in {(_row(cell), _column(cell)) for cell in cells}:
+        alike = [cell for cell in cells if (_row(cell), _column(cell)) == (row, column)]
+        of = sum(cell.of for cell in alike)
+        shares[rows.index(row)][columns.index(column)] = sum(cell.right for cell in alike) / of if of else math.nan
+    axes.imshow(shares, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
+    for y, line in enumerate(shares):
+        for x, share in enumerate(line):
+            if not math.isnan(share):
+                ink = "white" if share < 0.6 else "black"
+                axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", color=ink)
+    by_distance = any(cell.depth is None for cell in cells)
+    labels = [f"{column / window:.3g}" if by_distance else f"{100 * column:.0f}" for column in columns]
+    axes.set_xticks(range(len(columns)), labels)
+    axes.set_xlabel("distance, windows" if by_distance else "depth, %")
+    axes.set_yticks(range(len(rows)), [f"{row / window:.3g}" if row else "" for row in rows])
+    if not by_distance:
+        axes.set_ylabel("length, windows")

@@ -1,0 +1,123 @@
+"""Ways to read a prompt that is longer than the window, by name, all over the same weights; see `DESCRIPTIONS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sash.errors import UsageError, WindowError
+from sash.evaluation.prompts import Trial
+from sash.lm import LM
+
+SINKS = 4
+"""First tokens that are kept: what StreamingLLM keeps (arXiv 2309.17453)."""
+
+Reading = tuple[list[int], tuple[range, ...]]
+"""What is read of a prompt, and which of it is pinned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A way to read prompts.
+
+    Attributes:
+        name: see `DESCRIPTIONS`.
+        lm: the model that reads.
+        reading: what it reads of a prompt.
+    """
+
+    name: str
+    lm: LM
+    reading: Callable[[Trial], Reading]
+
+
+def window_of(lm: LM, window: int | None = None) -> int:
+    """The window that lengths and distances are told in: the one that is forced, or the model's own.
+
+    Raises:
+        WindowError: it has none, and none is forced.
+    """
+    size = lm.config.window if window is None else window
+    if size is None:
+        raise WindowError(f"{lm.name or 'the model'} has no window of its own: give one (--window N)")
+    return size
+
+
+def methods(lm: LM, names: Sequence[str], window: int | None = None) -> list[Method]:
+    """Ways to read, in the order of their names.
+
+    Args:
+        lm: the model, with no forced window.
+        names: which.
+        window: forced in every layer; None leaves the model its own.
+
+    Raises:
+        UsageError: a name that is not known, or none at all.
+        WindowError, PinsError: a window that cannot be, or none where one is needed.
+    """
+    if unknown := [name for name in names if name not in METHODS]:
+        raise UsageError(f"{unknown[0]!r} is no method: use {', '.join(METHODS)}")
+    if not names:
+        raise UsageError(f"there are no methods to compare: use {', '.join(METHODS)}")
+    size = window_of(lm, window)
+    windowed = lm if window is None else lm.with_window(window)
+    return [METHODS[name](name, lm, windowed, size) for name in dict.fromkeys(names)]
+
+
+def _whole(trial: Trial) -> Reading:
+    return list(trial.ids), ()
+
+
+def _full(name: str, lm: LM, windowed: LM, size: int) -> Method:
+    full = all(window is None for window in lm.config.windows)
+    return Method(name=name, lm=lm if full else lm.with_window("full"), reading=_whole)
+
+
+def _window(name: str, lm: LM, windowed: LM, size: int) -> Method:
+    return Method(name=name, lm=windowed, reading=_whole)
+
+
+def _sinks(name: str, lm: LM, windowed: LM, size: int) -> Method:
+    return Method(name=name, lm=windowed, reading=lambda trial: (list(trial.ids), (range(SINKS),)))
+
+
+def _pins(name: str, lm: LM, windowed: LM, size: int) -> Method:
+    return Method(name=name, lm=windowed, reading=lambda trial: (list(trial.ids), (range(SINKS), trial.span)))
+
+
+def _truncate(name: str, lm: LM, windowed: LM, size: int) -> Method:
+    return Method(name=name, lm=windowed, reading=lambda trial: (head_and_tail(trial, size), ()))
+
+
+def head_and_tail(trial: Trial, window: int) -> list[int]:
+    """The prompt without its middle, so that it and the answer fit a window: LongBench's baseline (arXiv 2308.14508).
+
+    Raises:
+        UsageError: a window that has no room beside the answer.
+    """
+    room = window - trial.n_answer
+    if room < 2:
+        raise UsageError(f"a window of {window} tokens leaves a prompt no room beside {trial.n_answer} of the answer")
+    if len(trial.ids) <= room:
+        return list(trial.ids)
+    head = room // 2
+    return [*trial.ids[:head], *trial.ids[len(trial.ids) - (room - head) :]]
+
+
+METHODS: dict[str, Callable[[str, LM, LM, int], Method]] = {
+    "full": _full,
+    "window": _window,
+    "sinks": _sinks,
+    "pins": _pins,
+    "truncate": _truncate,
+}
+"""What makes each: from its name, the model, the model with its windows, and their size."""
+
+DESCRIPTIONS: dict[str, str] = {
+    "full": "full attention in every layer: what the others are held against",
+    "window": "windows alone",
+    "sinks": f"windows; the first {SINKS} tokens stay visible",
+    "pins": f"windows; the first {SINKS} tokens and the passage that is asked for stay visible",
+    "truncate": "the head and the tail of the prompt only, as many tokens as the window has keys",
+}
+"""What each does."""

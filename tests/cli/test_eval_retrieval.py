@@ -1,0 +1,117 @@
+"""`sash eval passkey`, `needles` and `distance` on a small random model, as a user asks for them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Sash = Callable[..., tuple[int, str, str]]
+TEXT = "It was the best of times,\nit was the worst of times.\n\n" * 8
+QUICK = ["-l", "2w,260", "-d", "0,50", "-n", "2", "--window", "128"]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def test_a_table_and_a_file_say_the_same(sash: Sash, full_model: Path, text: Path, tmp_path: Path):
+    flags = ["eval", "passkey", full_model, "--text", text, *QUICK, "--methods", "full,window,truncate"]
+    code, out, err = sash(*flags, "--csv", tmp_path / "cells.csv", "--json")
+    found = json.loads(out)
+    assert (code, err, found["window"], found["ablation"]) == (0, "", 128, True)
+    kinds = {(cell["method"], cell["length"], cell["depth"]) for cell in found["results"]}
+    assert kinds == {(m, n, d) for m in ("full", "window", "truncate") for n in (256, 260) for d in (0.0, 0.5)}
+    with (tmp_path / "cells.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["method"], int(line["right"]), int(line["of"])) for line in lines] == [
+        (cell["method"], cell["right"], cell["of"]) for cell in found["results"]
+    ]
+    code, out, err = sash(*flags)
+    rows = out.splitlines()
+    assert code == 0
+    assert rows[0] == "passkey, window 128: right answers in percent, by depth; 2 prompts each"
+    assert rows[1].split()[:5] == ["task", "length", "method", "0%", "50%"]
+    assert len(rows) == 2 + 6 + 1
+    assert "256 (2 W)" in out
+    assert "--window 128 is an ablation" in rows[-1]
+
+
+def test_the_same_seed_finds_the_same(sash: Sash, full_model: Path, text: Path):
+    flags = ["eval", "needles", full_model, "--text", text, *QUICK, "-m", "window", "--facts", "2", "--json"]
+    one, other = (json.loads(sash(*flags, "--seed", "5")[1])["results"] for _ in range(2))
+    assert [cell | {"seconds": 0} for cell in one] == [cell | {"seconds": 0} for cell in other]
+
+
+def test_distances_in_windows_and_tokens(sash: Sash, full_model: Path, text: Path):
+    flags = ["--window", "128", "-d", "127,1w,2w", "-n", "1", "--tasks", "copying,format"]
+    code, out, _ = sash("eval", "distance", full_model, "--text", text, *flags, "--json")
+    cells = json.loads(out)["results"]
+    assert code == 0
+    assert [cell["distance"] for cell in cells if cell["method"] == "full"] == [127, 127, 128, 128, 256, 256]
+    assert {cell["task"] for cell in cells} == {"copying", "format"}
+    assert {cell["depth"] for cell in cells} == {None}
+    _, out, _ = sash("eval", "distance", full_model, "--text", text, *flags)
+    assert out.splitlines()[1].split()[3:9] == ["0.992", "W", "1", "W", "2", "W"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-l", "1w"], "fits the window of 128"),
+        (["-l", "ten"], "--lengths takes"),
+        (["-l", ""], "--lengths takes sizes"),
+        (["-d", "101"], "--depths takes percents"),
+        (["-m", "window,hope"], "'hope' is no method"),
+        (["-n", "0"], "1 or more"),
+        (["--csv", "none/cells.csv"], "no folder none"),
+        (["--figure", "map.gif"], ".svg or .png"),
+        (["-l", "2w", "-m", "pins", "--window", "100"], "the budget is 50"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(sash: Sash, full_model: Path, text: Path, flags, message: str):  # type: ignore[no-untyped-def]
+    code, out, err = sash("eval", "passkey", full_model, "--text", text, "--window", "128", *flags)
+    assert code != 0
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+def test_a_model_without_a_window_wants_one(sash: Sash, full_model: Path, text: Path):
+    code, _, err = sash("eval", "passkey", full_model, "--text", text)
+    assert code != 0
+    assert "no window of its own: give one (--window N)" in err
+    code, _, err = sash("eval", "passkey", full_model, "--text", text, "--window", "full")
+    assert code != 0
+    assert "lengths are told in windows" in err
+
+
+def test_without_matplotlib_a_figure_is_refused_before_anything_is_measured(
+    sash: Sash, full_model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    code, out, err = sash("eval", "passkey", full_model, "--text", text, *QUICK, "--figure", tmp_path / "map.svg")
+    assert (code != 0, out) == (True, "")
+    assert "python -m pip install matplotlib" in err
+
+
+def test_a_heat_map_is_the_same_file_from_the_same_cells(sash: Sash, full_model: Path, text: Path, tmp_path: Path):
+    pytest.importorskip("matplotlib", reason="figures are drawn by matplotlib, which is not installed")
+    files = [tmp_path / "one.svg", tmp_path / "other.svg", tmp_path / "map.png"]
+    for file in files:
+        code, *_ = sash("eval", "passkey", full_model, "--text", text, *QUICK, "-m", "full,window", "--figure", file)
+        assert code == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert files[0].read_text().lstrip().startswith("<?xml")
+    assert files[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_methods_are_listed(sash: Sash):
+    code, out, _ = sash("eval", "methods")
+    assert code == 0
+    assert {line.split()[0] for line in out.splitlines()} >= {"full", "window", "sinks", "pins", "truncate"}
