@@ -14,6 +14,7 @@ from sash.checkpoint.description import read_description
 from sash.checkpoint.packed_parts import packed_parts, plan_parts, source_digest
 from sash.errors import CheckpointError, UnsupportedError, UsageError
 from sash.families import Description
+from sash.kernels import blocks, native
 from sash.kernels.packed import PackedWeight, dequantize
 from tests.conftest import small_config, small_decoder
 from tests.network.test_packed import checkpoint_of
@@ -162,6 +163,23 @@ def test_weights_are_read_in_slices_that_change_nothing(tmp_path, monkeypatch):
             assert isinstance(other, PackedWeight)
             assert all(torch.equal(tensor, other.tensors()[key]) for key, tensor in part.tensors().items())
     assert max(most) == 16
+
+
+@pytest.mark.skipif(not native.available(), reason="compares native packing with its twin")
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+@pytest.mark.parametrize("usual", ["Q4_0", "Q4_1", "Q8_0"])
+def test_blocks_are_packed_natively_to_the_same_bits(tmp_path, monkeypatch, usual, weights):
+    write_gguf(tmp_path / "m.gguf", {"blk.0.attn_k": "Q4_0", "blk.0.ffn_up": "Q4_1", "token_embd": "Q8_0"}, usual)
+    with open_checkpoint(tmp_path / "m.gguf") as checkpoint:
+        description = read_description(checkpoint)
+        straight = packed_parts(checkpoint, description, weights)
+        monkeypatch.setattr(blocks, "serves", lambda *asked: False)
+        by_pieces = packed_parts(checkpoint, description, weights)
+    for name, part in by_pieces.items():
+        got = straight[name]
+        wanted = part.tensors() if isinstance(part, PackedWeight) else {"": part}
+        for one, tensor in wanted.items():
+            assert torch.equal(got.tensors()[one] if isinstance(got, PackedWeight) else got, tensor), (name, one)
 
 
 def test_what_is_not_finite_is_refused_by_name(tmp_path):

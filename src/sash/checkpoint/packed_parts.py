@@ -26,7 +26,9 @@ from sash.checkpoint.source import Checkpoint
 from sash.errors import CheckpointError, UnsupportedError, UsageError
 from sash.families import Description
 from sash.families.description import parse_slice
+from sash.kernels import blocks
 from sash.kernels.activations import rotation_of
+from sash.kernels.layout import TILE
 from sash.kernels.packed import GROUPS, PackedForm, PackedWeight
 from sash.network.parts import Part, Weights, parts_of
 from sash.network.shapes import parameter_shapes
@@ -37,6 +39,9 @@ USUAL_GROUP = 64
 
 _MOST_BITS = 5.0
 _SLICE_VALUES = 1 << 18
+_STRAIGHT_VALUES = 1 << 22
+"""What is read at once for the threads to share where no floats are made of it: some 2 to 4 MiB."""
+
 _TABLES = frozenset({"tok_embeddings", "output"})
 
 
@@ -72,9 +77,9 @@ class Source:
         """Some of the rows, float32 [count, k]."""
         return self.checkpoint.read_rows(self.name, self.first + first, count)
 
-    def slices(self) -> Iterator[tuple[int, int]]:
-        """The rows in slices of whole tiles: first row and count."""
-        step = max(1, _SLICE_VALUES // (16 * self.k)) * 16
+    def slices(self, n_values: int) -> Iterator[tuple[int, int]]:
+        """The rows in slices of whole tiles and about so many values: first row and count."""
+        step = max(1, n_values // (TILE * self.k)) * TILE
         for first in range(0, self.n, step):
             yield first, min(step, self.n - first)
 
@@ -119,12 +124,27 @@ class PartPlan:
         try:
             if self.form is None:
                 return self._plain()
+            if all(blocks.serves(source.kind, self.form) for source in self.sources):
+                return self._straight(self.form)
             pieces = [_pack(source, self.form) for source in self.sources]
         except CheckpointError as error:
             raise CheckpointError(f"{self.name}: {error}") from error
         if len(pieces) == 1:
             return pieces[0]
         return interleave_tiles(*pieces) if self.part.join == "tiles" else fuse_rows(pieces)
+
+    def _straight(self, form: PackedForm) -> PackedWeight:
+        """Blocks natively into the tiles that they have in the joined part: the same bits as by way of pieces."""
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape) in form.tensors().items()}
+        in_turn = self.part.join == "tiles"
+        begins, step = 0, len(self.sources) if in_turn else 1
+        for source in self.sources:
+            for first, count in source.slices(_STRAIGHT_VALUES):
+                raw_NB = source.checkpoint.read_row_bytes(source.name, source.first + first, count)
+                tile = begins + first // TILE * step
+                blocks.pack(raw_NB, source.kind, form, tensors, tile=tile, step=step)
+            begins += 1 if in_turn else padded_rows(source.n) // TILE
+        return PackedWeight.of(form, tensors)
 
     def _plain(self) -> Tensor:
         if len(self.sources) == 1:
@@ -221,7 +241,7 @@ def _form(name: str, part: Part, sources: tuple[Source, ...], weights: Weights, 
 def _pack(source: Source, form: PackedForm) -> PackedWeight:
     """One of a part's weights."""
     packer = Packer(replace(form, n=source.n))
-    for first, count in source.slices():
+    for first, count in source.slices(_SLICE_VALUES):
         if form.kind == "int4":
             raw = source.checkpoint.read_row_bytes(source.name, source.first + first, count)
             packer.add_levels(*levels(raw, source.kind))

@@ -172,6 +172,15 @@ void bind_work(nb::module_& module) {
         stepper().pack(at<const float>(x), n_rows, k, rotation, at<char>(data), at<float>(scale));
       },
       nb::call_guard<nb::gil_scoped_release>());
+  module.def("block_row_bytes", [](int kind, int64_t k) { return StoredRows{static_cast<Stored>(kind), nullptr, 0, k}.row_bytes(); });
+  module.def(
+      "pack_blocks",
+      [](int kind, uintptr_t rows, int64_t n_rows, int64_t k, int64_t rotation, uintptr_t data, uintptr_t scale8,
+         uintptr_t scale4, uintptr_t minimum, int64_t step) {
+        return stepper().pack_blocks({static_cast<Stored>(kind), at<const uint8_t>(rows), n_rows, k}, rotation,
+                                     {at<char>(data), at<float>(scale8), at<uint16_t>(scale4), at<uint16_t>(minimum), step});
+      },
+      nb::call_guard<nb::gil_scoped_release>());
   module.def(
       "normalise",
       [](uintptr_t x, const Norm& norm, int64_t n_rows, int64_t k, uintptr_t out) {

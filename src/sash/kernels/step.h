@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "blocks.h"
 #include "linear.h"
 #include "pool.h"
 #include "table.h"
@@ -121,6 +122,9 @@ class Stepper {
 
   // Packs rows of weights, float32 [n_rows][k], as int8 tiles with a scale a row.
   void pack(const float* x, int64_t n_rows, int64_t k, int64_t rotation, char* data, float* scale);
+
+  // Packs rows of blocks as int4, where `into` has float16 scales, or as int8. False where a value is not finite.
+  bool pack_blocks(const StoredRows& stored, int64_t rotation, const PackedTiles& into);
 
  private:
   struct Frame;
