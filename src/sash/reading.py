@@ -59,14 +59,16 @@ class Reader:
         """What its caches keep: the name of a dtype; int8 with a scale a token and head."""
         return kv_numbers(self.kv, _name(self.dtype))
 
-    def cache(self, n_rows: int = 1, kv: str | None = None) -> KVCache:
+    def cache(self, n_rows: int = 1, kv: str | None = None, *, log: bool | int = False) -> KVCache:
         """An empty rolling buffer cache for `n_rows` sequences; `kv` is the model's own unless told.
+
+        `log` keeps what leaves the window, all of it or so many bytes of it; see `sash.network.cache.KVCache`.
 
         Raises:
             UsageError: no rows, or a `kv` that is not known.
             DoesNotFitError: there is no memory for it.
         """
-        return KVCache(self.config, n_rows, self.dtype, self.device, self.kv if kv is None else kv)
+        return KVCache(self.config, n_rows, self.dtype, self.device, self.kv if kv is None else kv, log=log)
 
     def hidden(self, ids: list[int], chunk: int | None = 512) -> Iterator[Tensor]:
         """Hidden states of `ids`, chunk by chunk, each [C, D], read through the rolling buffer.

@@ -10,9 +10,10 @@ import torch
 
 from sash.engine.snapshot_files import SUFFIX
 from sash.engine.snapshots import Snapshots
-from sash.network.growing_store import Block, GrowingState
+from sash.network.blocks import Block
 from sash.network.slots import Vectors
 from sash.network.snapshot import RowState
+from sash.network.store_state import StoreState
 
 
 def block(n_bytes: int = 64, value: float = 1.0) -> Block:
@@ -21,7 +22,7 @@ def block(n_bytes: int = 64, value: float = 1.0) -> Block:
 
 
 def state(length: int, *blocks: Block) -> RowState:
-    return RowState(length, ("kind",), (GrowingState(blocks or (block(),)),))
+    return RowState(length, ("kind",), (StoreState(blocks or (block(),), (0,)),))
 
 
 def held(snapshots: Snapshots) -> int:

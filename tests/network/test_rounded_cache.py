@@ -218,7 +218,7 @@ def test_int8_slots_are_laid_out_like_all_others_with_a_scale_each() -> None:
         assert not bool(vectors.numbers.any())
         assert vectors.scales is not None
         assert not bool(vectors.scales.any())
-    assert growing.blocks[row] == []
+    assert growing.rows.blocks[row] == []
 
 
 def test_a_forked_row_goes_its_own_way_and_caches_of_other_numbers_are_refused() -> None:

@@ -234,7 +234,7 @@ def test_nothing_that_happens_to_rows_changes_a_snapshot() -> None:
 
 def blocks(cache: KVCache, row: int) -> list[object]:
     (store,) = (store for store in cache.stores.values() if isinstance(store, GrowingStore))
-    return list(store.blocks[row])
+    return list(store.rows.blocks[row])
 
 
 def test_complete_blocks_are_shared_and_the_one_that_is_written_is_copied_once() -> None:
@@ -280,7 +280,7 @@ def test_blocks_follow_a_cache_to_its_device() -> None:
     cache = cache_of(network, kv="int8")
     list(text.read(network, cache, cache.allocate(), 30))
     (store,) = (store for store in cache.stores.values() if isinstance(store, GrowingStore))
-    block = store.blocks[0][-1]
+    block = store.rows.block(0, -1)
     assert block.on(torch.device("cpu")) is block
     moved = block.on(torch.device("meta"))
     assert moved.used == block.used
@@ -296,7 +296,7 @@ def test_rings_are_copied_as_far_as_they_hold_something() -> None:
     cache = cache_of(network, 4)
     row = cache.allocate()
     slot = 2 * 2 * 2 * 8 * 4
-    for length, n_pins, n_ring in ((2, 2, 0), (5, 3, 5), (W + 20, 3, W)):
+    for length, n_pins, n_ring in ((2, 2, 2), (5, 3, 5), (W + 20, 3, W)):
         list(text.read(network, cache, row, length))
         assert cache.capture(row).nbytes == (n_pins + n_ring) * slot
 
@@ -344,17 +344,24 @@ def damaged(described: dict, tensors: list[torch.Tensor]) -> Iterator[tuple[dict
     yield store(0, pinned=[[900, 3]]), tensors
     yield store(0, begin=31), tensors
     yield store(0, begin=-1), tensors
-    yield store(1, blocks=2), tensors
-    yield store(1, ring=True), tensors
+    yield store(0, begin=22), tensors
+    yield store(0, starts=[22]), tensors
+    yield store(0, starts=[23]), tensors
+    yield store(0, starts=[20]), tensors
+    yield store(0, starts=[]), tensors
+    yield store(0, reach=None), tensors
+    yield store(0, reach=1), tensors
+    yield store(0, pins=False), tensors
+    yield store(1, starts=[0, 8]), tensors
+    yield store(1, starts=[0, 16, 8]), tensors
+    yield store(1, starts=[1, 8, 16]), tensors
+    yield store(1, reach=8), tensors
+    yield store(1, begin=1), tensors
+    yield store(1, pinned=[[0, 1]]), tensors
     yield store(1, flags=True), tensors
     for index, tensor in enumerate(tensors):
         yield described, [*tensors[:index], tensor[..., :-1], *tensors[index + 1 :]]
         yield described, [*tensors[:index], tensor.to(torch.float16), *tensors[index + 1 :]]
-    positions = next(i for i, tensor in enumerate(tensors) if tensor.dtype == torch.int64)
-    for wrong in (-2, 31, 10**9, 3):
-        bad = tensors[positions].clone()
-        bad[0] = wrong
-        yield described, [*tensors[:positions], bad, *tensors[positions + 1 :]]
 
 
 def test_descriptions_that_cannot_be_are_refused() -> None:

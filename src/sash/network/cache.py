@@ -13,8 +13,9 @@ from sash.attention.pattern import AttentionPattern
 from sash.errors import DoesNotFitError, UsageError
 from sash.kernels.activations import rotation_of
 from sash.network.config import ModelConfig
-from sash.network.growing_store import GrowingState, GrowingStore
-from sash.network.ring_store import RingState, RingStore
+from sash.network.growing_store import GrowingStore
+from sash.network.log import LogRoom
+from sash.network.ring_store import RingStore
 from sash.network.sizing import kv_bytes, kv_numbers
 from sash.network.slots import Layout
 from sash.network.snapshot import RowState
@@ -35,6 +36,7 @@ class KVCache:
             transform spreads them, and leaves q.k as it is where both go through it
             (`sash.kernels.activations.rotate`).
         lengths: tokens read so far, a row.
+        log: how much the logs may hold; None where none is kept.
         stores: of each pattern, the slots of its layers.
     """
 
@@ -47,14 +49,27 @@ class KVCache:
         kv: str = "auto",
         *,
         on_demand: bool = False,
+        log: bool | int | LogRoom = False,
     ) -> None:
-        """`on_demand` makes the rings of a row when it is first used, and frees them when it is wiped."""
+        """Make room for the rows.
+
+        Args:
+            config, n_rows, dtype, device, kv: see the attributes.
+            on_demand: make the rings of a row when it is first used, and free them when it is wiped.
+            log: keep what leaves the rings of windowed layers, in blocks on the host: all of it (True), as much as so
+                many bytes hold, or what a room allows. Rows can then go back to any position that it has.
+
+        Raises:
+            UsageError: no rows, an encoder, or a budget that cannot be.
+            DoesNotFitError: there is no memory for the rings.
+        """
         if n_rows < 1:
             raise UsageError(f"a cache needs 1 row or more; got {n_rows}")
         self.config, self.n_rows, self.dtype, self.device, self.kv = config, n_rows, dtype, torch.device(device), kv
         self.numbers: torch.dtype = getattr(torch, kv_numbers(kv, str(dtype).removeprefix("torch.")))
         self.mixing = rotation_of(config.head_dim) if self.numbers == torch.int8 else 1
         self.lengths = [0] * n_rows
+        self.log = _room(log)
         self._free = list(range(n_rows))
         self.stores: dict[AttentionPattern, Store] = {}
         self._layer_index: list[int] = []
@@ -72,13 +87,13 @@ class KVCache:
                 if pattern.capacity() is None:
                     self.stores[pattern] = GrowingStore(pattern, layout)
                 else:
-                    self.stores[pattern] = RingStore(pattern, layout, on_demand=on_demand)
+                    self.stores[pattern] = RingStore(pattern, layout, on_demand=on_demand, room=self.log)
             except RuntimeError as error:
                 raise DoesNotFitError(f"no memory for {n_rows} rolling buffers: use fewer sequences at once") from error
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values held, and of their scales.
+        """Bytes of all keys and values held for attention, and of their scales; logs are not among them.
 
         A row of windowed layers takes 2 x layers x W x n_kv_heads x (head_dim x itemsize + 4 if they are int8).
         """
@@ -145,40 +160,59 @@ class KVCache:
 
     @torch.inference_mode()
     def capture(self, row: int) -> RowState:
-        """What a row has read, as of now: rings are copied, complete blocks shared."""
+        """What a row has read, as of now: blocks are shared with it; where it has no log, its rings are copied."""
         length = self.lengths[row]
         states = tuple(store.capture(row, length) for store in self.stores.values())
         return RowState(length, self.kinds(), states)
 
     @torch.inference_mode()
     def restore(self, row: int, state: RowState, length: int | None = None) -> None:
-        """Go on in a row from where a state was captured; what the row held is gone.
+        """Go on in a row from where a state was captured, or from before; what the row held is gone.
 
         Args:
             row: a row that is taken.
             state: of a cache of the same kind; it stays as it is.
-            length: tokens to have read; `state.length`, or one less: then the last one can be read again.
+            length: tokens to have read: one of `state.positions()`, by default all.
 
         Raises:
-            UsageError: a state of a cache of another kind, or another length.
+            UsageError: a state of a cache of another kind, or a length that it does not cover.
         """
         length = state.length if length is None else length
-        if not 0 <= state.length - length <= 1 or length < 0:
-            raise UsageError(
-                f"a state of {state.length} tokens can be restored whole or but for one; not as of {length}"
-            )
         if not self._fits(state):
             raise UsageError("a row can only be restored to a cache of its own model that keeps the same numbers")
+        if not state.covers(length):
+            known = state.positions()
+            raise UsageError(
+                f"a state of {state.length} tokens can be gone on from after {known.start} to {known[-1]} tokens;"
+                f" not after {length}"
+            )
         if self.lengths[row]:
             self.wipe(row)
         for store, held in zip(self.stores.values(), state.states, strict=True):
-            store.restore(row, held, length)  # type: ignore[arg-type]
+            store.restore(row, held, length)
         self.lengths[row] = length
 
+    def rewind(self, row: int, length: int) -> None:
+        """Take a row back to where it had read `length` tokens: what it read afterwards is forgotten.
+
+        A log has to hold the tokens that a next one sees, as many as the window less one; without a log only texts that
+        have not left the window, and the last token, can be taken back.
+
+        Raises:
+            UsageError: the row was never there, or what it saw there is gone.
+        """
+        if length != self.lengths[row]:
+            self.restore(row, self.capture(row), length)
+
     def _fits(self, state: RowState) -> bool:
-        pairs = zip(self.stores.values(), state.states, strict=False)
         return self.kinds() == state.kinds and all(
-            (isinstance(store, RingStore) and isinstance(held, RingState) and store.fits(held, state.length))
-            or (isinstance(store, GrowingStore) and isinstance(held, GrowingState) and store.fits(held, state.length))
-            for store, held in pairs
+            store.fits(held, state.length) for store, held in zip(self.stores.values(), state.states, strict=False)
         )
+
+
+def _room(log: bool | int | LogRoom) -> LogRoom | None:
+    if isinstance(log, LogRoom):
+        return log
+    if isinstance(log, bool):
+        return LogRoom() if log else None
+    return LogRoom(log)

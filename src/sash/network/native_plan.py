@@ -119,7 +119,7 @@ def clamped_positions(pattern: AttentionPattern, batch: Batch, store: Store | No
 
 def _slots(store: Store, row: int, run: HeldRun) -> tuple[int, ...]:
     """Addresses and strides of a run of slots; see `Slots` in step.h."""
-    slots = store.slots(row, run.source) if isinstance(store, RingStore) else store.blocks[row][run.block].slots
+    slots = store.slots_of(row, run)
     keys, values = slots[0], slots[1]
     numbers, size = keys.numbers, keys.numbers.element_size()
     at = run.start * numbers.stride(-2) * size

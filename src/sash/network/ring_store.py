@@ -3,16 +3,16 @@
 Slots keep absolute positions, so attention neither unrolls nor trims anything. What is held where is told in plain
 integers, as runs of slots that hold consecutive positions: planning a step of single tokens makes no tensors, and a
 kernel turns a run into a pointer. Layers of one pattern share a store: their keys and values lie apart, their
-positions are one.
+positions are one. What slides out of a ring is gone, unless there is a log behind it (`sash.network.log`): then every
+token goes to both.
 
 Shape suffixes: T tokens, G key/value heads, S slots, K head dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -22,30 +22,11 @@ from sash.attention.plan import KeyRun
 from sash.errors import DoesNotFitError, PinsError
 from sash.network.annex import Annex
 from sash.network.batch import Batch, Span
+from sash.network.blocks import Block
+from sash.network.growing_store import fits_layout
+from sash.network.log import Log, LogRoom
 from sash.network.slots import HeldRun, Layout, Placement, Put, Vectors, stretches
-
-
-@dataclass(frozen=True, slots=True)
-class RingState:
-    """What one row of a ring store holds: a copy of its own.
-
-    Attributes:
-        ring: [2 (keys, values), layers, G, n] vectors: the ring's first n slots, of which the others are empty.
-        pins: [2, layers, G, pins held] vectors.
-        positions: of each of the n slots, -1 for an empty one.
-        pinned: the pins' positions, as runs of slots.
-        begin: the first position that ever went into the ring; None for none.
-    """
-
-    ring: Vectors
-    pins: Vectors
-    positions: tuple[int, ...]
-    pinned: tuple[HeldRun, ...]
-    begin: int | None
-
-    def tensors(self) -> list[Tensor]:
-        """Every tensor of it."""
-        return [*self.ring.tensors(), *self.pins.tensors()]
+from sash.network.store_state import StoreState
 
 
 class RingStore:
@@ -55,16 +36,25 @@ class RingStore:
         pattern: the layers' own.
         layout: what the slots are made of.
         n_slots: slots of a ring.
+        reach: how many tokens before a token it sees besides the pins: one less than there are slots.
+        log: all tokens of every row; None where none is kept.
         ring, pins: [2 (keys, values), layers, rows, G, S] vectors of all rows; of none where rows are made on demand.
         positions: the position in each slot of a row's ring, -1 for an empty one.
         annex: slots that are filled between steps; None where the pattern has none.
     """
 
-    def __init__(self, pattern: AttentionPattern, layout: Layout, *, on_demand: bool = False) -> None:
-        """`on_demand` makes a row's slots when it is first written to, and frees them when it is wiped."""
+    def __init__(
+        self, pattern: AttentionPattern, layout: Layout, *, on_demand: bool = False, room: LogRoom | None = None
+    ) -> None:
+        """`on_demand` makes a row's slots when it is first written to, and frees them when it is wiped.
+
+        `room` is that of the log; without one there is none.
+        """
         self.pattern, self.layout, self._on_demand = pattern, layout, on_demand
-        self.n_slots = (pattern.capacity() or 0) - pattern.pins - pattern.annex
+        self.log = None if room is None else Log(layout, room)
         self.annex = Annex(layout, pattern.annex) if pattern.annex else None
+        self.n_slots = (pattern.capacity() or 0) - pattern.pins - pattern.annex
+        self.reach = self.n_slots - 1
         rows = (2, layout.n_layers, 0 if on_demand else layout.n_rows, layout.n_heads)
         self.ring = layout.zeros(*rows, self.n_slots)
         self.pins = layout.zeros(*rows, pattern.pins)
@@ -74,11 +64,12 @@ class RingStore:
         self.positions = [[-1] * self.n_slots for _ in range(layout.n_rows)]
         self._pinned: list[list[HeldRun]] = [[] for _ in range(layout.n_rows)]
         self._n_pinned = [0] * layout.n_rows
-        self._begin: list[int | None] = [None] * layout.n_rows
+        self._begin: list[int | None] = [None] * layout.n_rows  # the first position that was ever read
+        self._oldest = [0] * layout.n_rows  # none before it is in the ring
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values."""
+        """Bytes of keys and values, the log's not among them."""
         beside = 0 if self.annex is None else self.annex.nbytes
         return beside + sum(ring.nbytes + pins.nbytes for ring, pins in filter(None, self._slots))
 
@@ -116,13 +107,17 @@ class RingStore:
         begin, pinned = self._begin[row], self._pinned[row]
         runs: list[HeldRun] = []
         if begin is not None:
-            first = max(oldest, length - self.n_slots, begin)
-            for run in pinned:
-                if run.first_position + run.size > first:
-                    runs += self._around(first, min(run.first_position, length) - first)
-                    first = max(first, run.first_position + run.size)
-            runs += self._around(first, length - first)
+            runs = self._unpinned(row, max(oldest, length - self.n_slots, begin), length)
         return sorted([*pinned, *runs]) if pinned else runs
+
+    def _unpinned(self, row: int, first: int, end: int) -> list[HeldRun]:
+        """The slots of positions [first, end), at most `n_slots`, but for pins, which are not in the ring."""
+        runs: list[HeldRun] = []
+        for run in self._pinned[row]:
+            if run.first_position + run.size > first:
+                runs += self._around(first, min(run.first_position, end) - first)
+                first = max(first, run.first_position + run.size)
+        return runs + self._around(first, end - first)
 
     def _around(self, position: int, count: int) -> list[HeldRun]:
         """The slots of `count` positions, at most `n_slots`: two runs if the ring ends among them."""
@@ -162,8 +157,11 @@ class RingStore:
     def place(self, batch: Batch, span: Span) -> Placement:
         """Where a span's tokens go: the newest that the ring can hold into the ring, pins into slots of their own.
 
+        With a log, all of them go to it too.
+
         Raises:
             PinsError: more tokens are flagged than the pattern has pins.
+            DoesNotFitError: there is no memory for another block of the log.
         """
         row, n_tokens = span.row, len(span)
         pinned = pins_among(self.pattern, batch, span)
@@ -172,6 +170,8 @@ class RingStore:
         if taken + n_pins > self.pattern.pins:
             raise PinsError(f"{taken + n_pins} tokens are pinned, and there is room for {self.pattern.pins}: pin fewer")
         self.slots(row, "ring")
+        if self._begin[row] is None:
+            self._begin[row] = self._oldest[row] = span.position
         puts = []
         first = max(0, n_tokens - self.n_slots)
         for index, count in pinned:
@@ -179,7 +179,17 @@ class RingStore:
             taken += count
             puts += self._rolling(span, first, index)
             first = max(first, index + count)
-        return (*puts, *self._rolling(span, first, n_tokens))
+        puts += self._rolling(span, first, n_tokens)
+        if self.log is not None:
+            logged = self.log.place(row, span.position, n_tokens)
+            puts += [Put(span.start + run.first_position - span.position, run) for run in logged]
+        return tuple(puts)
+
+    def slots_of(self, row: int, run: HeldRun | KeyRun) -> Vectors:
+        """The slots that a run's `start` counts in, [2 (keys, values), layers, G, S] vectors."""
+        if run.source == "block" and self.log is not None:
+            return self.log.rows.block(row, run.block).slots
+        return self.slots(row, run.source)
 
     def _rolling(self, span: Span, a: int, b: int) -> list[Put]:
         """Tokens [a, b) of a span into the ring."""
@@ -189,7 +199,7 @@ class RingStore:
     def write(self, layer: int, row: int, placement: Placement, keys_GT: Vectors, values_GT: Vectors) -> None:
         """Commit a step's keys and values of one layer to a row, as `layout.kept` gives them."""
         for token, run in placement:
-            slots = self.slots(row, run.source)
+            slots = self.slots_of(row, run)
             for kind, new_GT in enumerate((keys_GT, values_GT)):
                 place = slots[kind, layer, :, run.start : run.start + run.size]
                 place.copy_(new_GT[:, token : token + run.size])
@@ -200,8 +210,8 @@ class RingStore:
             end = run.first_position + run.size
             if run.source == "ring":
                 self.positions[row][run.start : run.start + run.size] = range(run.first_position, end)
-                begin = self._begin[row]
-                self._begin[row] = run.first_position if begin is None else min(begin, run.first_position)
+                continue
+            if run.source == "block":
                 continue
             self._n_pinned[row] += run.size
             before = self._pinned[row]
@@ -209,16 +219,40 @@ class RingStore:
                 before[-1] = before[-1]._replace(size=before[-1].size + run.size)
             else:
                 before.append(run)
+        if self.log is not None and placement:
+            self.log.mark(row, placement[-1].run.first_position + placement[-1].run.size)
 
-    def unpin(self, row: int, position: int) -> None:
-        """Forget the pins at a position and after it, whose step failed."""
+    def undo(self, row: int, position: int, n_tokens: int) -> bool:
+        """Take back a step of `n_tokens` tokens that failed at any layer; whether all that the row held is there.
+
+        A single token writes to the slot whose position no query can see any more. A longer chunk may have written over
+        positions that its own first tokens still see, unless the ring had not wrapped, or a log has them.
+        """
+        begin, log = self._begin[row], self.log
+        self._unpin(row, position)
+        if begin is None:
+            return True
+        self.positions[row] = [held if held < position else -1 for held in self.positions[row]]
+        self._oldest[row] = max(self._oldest[row], position + n_tokens - self.n_slots)
+        if log is not None:
+            log.cut(row, position)
+        needed = max(begin, position - self.reach)
+        if self._oldest[row] <= needed:
+            return True
+        if log is None or log.first(row) > needed:
+            return False
+        self._fill(row, *log.capture(row, position), needed, position)
+        return True
+
+    def _unpin(self, row: int, position: int) -> None:
+        """Forget the pins at a position and after it."""
         kept = [run._replace(size=min(run.size, position - run.first_position)) for run in self._pinned[row]]
         self._pinned[row] = [run for run in kept if run.size > 0]
         self._n_pinned[row] = sum(run.size for run in self._pinned[row])
 
     def view(self, layer: int, row: int, run: KeyRun) -> tuple[Tensor, Tensor]:
         """Keys and values of a run to compute with, [G, S, K] each: in place if they are kept as they are computed."""
-        slots = self.slots(row, run.source)[:, layer, :, run.start : run.stop]
+        slots = self.slots_of(row, run)[:, layer, :, run.start : run.stop]
         return slots[0].to(self.layout.dtype), slots[1].to(self.layout.dtype)
 
     def wipe(self, row: int) -> None:
@@ -230,7 +264,9 @@ class RingStore:
         if self.annex is not None:
             self.annex.wipe(row)
         self.positions[row] = [-1] * self.n_slots
-        self._pinned[row], self._n_pinned[row], self._begin[row] = [], 0, None
+        self._pinned[row], self._n_pinned[row], self._begin[row], self._oldest[row] = [], 0, None, 0
+        if self.log is not None:
+            self.log.wipe(row)
 
     def copy_row(self, row: int, other: RingStore, other_row: int) -> None:
         """Take over a row of another store of the same shape."""
@@ -241,51 +277,90 @@ class RingStore:
         self._n_pinned[row], self._begin[row] = other._n_pinned[other_row], other._begin[other_row]
         if self.annex is not None and other.annex is not None:
             self.annex.copy_row(row, other.annex, other_row)
+        self._oldest[row] = other._oldest[other_row]
+        if self.log is not None and other.log is not None:
+            self.log.copy_row(row, other.log, other_row)
+        elif self.log is not None:
+            length = max(max(other.positions[other_row]), other.last_pin(other_row)) + 1
+            state = other.capture(other_row, length)
+            self.log.restore(row, state.starts, state.blocks, length)
 
-    def capture(self, row: int, length: int) -> RingState:
-        """A copy of what a row of `length` tokens holds."""
-        positions = self.positions[row]
-        n_slots = next((slot + 1 for slot in range(self.n_slots - 1, -1, -1) if positions[slot] >= 0), 0)
-        return RingState(
-            self.slots(row, "ring")[:, :, :, :n_slots].clone(),
-            self.slots(row, "pins")[:, :, :, : self._n_pinned[row]].clone(),
-            tuple(positions[:n_slots]),
-            tuple(self._pinned[row]),
-            self._begin[row],
-        )
+    def capture(self, row: int, length: int) -> StoreState:
+        """What a row of `length` tokens holds: blocks of its log, shared, or a copy of its ring; and pins."""
+        begin, log = self._begin[row], self.log
+        if begin is None:
+            return StoreState((), (), length, self.reach, self.slots(row, "pins")[:, :, :, :0].clone())
+        if log is not None and log.first(row) <= max(begin, length - self.reach):
+            starts, blocks = log.capture(row, length)
+        else:
+            starts, blocks = self._copied(row, max(begin, self._oldest[row], length - self.n_slots), length)
+        pins = self.slots(row, "pins")[:, :, :, : self._n_pinned[row]].clone()
+        return StoreState(blocks, starts, begin, self.reach, pins, tuple(self._pinned[row]))
 
-    def fits(self, state: RingState, length: int) -> bool:
+    def _copied(self, row: int, first: int, length: int) -> tuple[tuple[int, ...], tuple[Block, ...]]:
+        """Positions [first, length) of a row in a block of their own; pins among them have their slot in it."""
+        count = length - first
+        if count <= 0:
+            return (), ()
+        slots = self.layout.zeros(2, self.layout.n_layers, self.layout.n_heads, count)
+        for run in self.held(row, length, first):
+            a, b = max(first, run.first_position), min(length, run.first_position + run.size)
+            if a < b:
+                at = run.start + a - run.first_position
+                slots[:, :, :, a - first : b - first].copy_(self.slots_of(row, run)[:, :, :, at : at + b - a])
+        return (first,), (Block(slots, None, count),)
+
+    def fits(self, state: StoreState, length: int) -> bool:
         """Whether `restore` can take `state` over as that of a row of `length` tokens."""
-        n_pinned, n_slots = sum(run.size for run in state.pinned), len(state.positions)
-        front = (2, self.layout.n_layers, self.layout.n_heads)
-        ends = [run.first_position + run.size for run in state.pinned]
+        pinned, blocks, starts = state.pinned, state.blocks, state.starts
+        n_pinned = sum(run.size for run in pinned)
+        ends = [run.first_position + run.size for run in pinned]
         return (
-            n_slots <= self.n_slots
+            state.reach == self.reach
+            and 0 <= state.begin <= length
+            and len(starts) == len(blocks)
+            and state.begin <= state.first(length)
+            and state.covers_from(length) <= length
+            and all(a < b for a, b in pairwise((*starts, length)))
+            and all(
+                b - a <= block.used <= block.size and fits_layout(self.layout, block, flags=False)
+                for a, b, block in zip(starts, (*starts[1:], length), blocks, strict=True)
+            )
             and n_pinned <= self.pattern.pins
-            and self.layout.holds(state.ring, *front, n_slots)
-            and self.layout.holds(state.pins, *front, n_pinned)
-            and (state.begin is None or 0 <= state.begin <= length)
-            and all(p == -1 or (0 <= p < length and p % self.n_slots == s) for s, p in enumerate(state.positions))
-            and all(run.size > 0 and run.first_position >= 0 for run in state.pinned)
-            and [run.start for run in state.pinned] == [0, *accumulate(run.size for run in state.pinned)][:-1]
-            and all(end <= run.first_position for end, run in zip(ends, state.pinned[1:], strict=False))
+            and state.pins is not None
+            and self.layout.holds(state.pins, 2, self.layout.n_layers, self.layout.n_heads, n_pinned)
+            and all(run.size > 0 and run.first_position >= 0 for run in pinned)
+            and [run.start for run in pinned] == [0, *accumulate(run.size for run in pinned)][:-1]
+            and all(end <= run.first_position for end, run in zip(ends, pinned[1:], strict=False))
             and (not ends or ends[-1] <= length)
         )
 
-    def restore(self, row: int, state: RingState, length: int) -> None:
-        """Take `state` over into an empty row, as of `length` tokens: all that it holds, or all but the last.
+    def restore(self, row: int, state: StoreState, length: int) -> None:
+        """Take `state` over into an empty row, as of `length` tokens, one of those that it covers.
 
-        A ring cannot be cut back, but for one token: what the last one overwrote had just left the window of the
-        token that takes its place.
+        The ring is filled with what a next token sees: `reach` tokens, or all that there are. Pins after them go.
         """
-        n_slots = len(state.positions)
-        self.slots(row, "ring")[:, :, :, :n_slots].copy_(state.ring)
-        self.positions[row][:n_slots] = [position if position < length else -1 for position in state.positions]
-        kept = [run._replace(size=min(run.size, length - run.first_position)) for run in state.pinned]
-        self._pinned[row] = [run for run in kept if run.size > 0]
-        self._n_pinned[row] = sum(run.size for run in self._pinned[row])
+        if state.pins is None or length <= state.begin:
+            return
+        self._pinned[row] = list(state.pinned)
+        self._unpin(row, length)
         self.slots(row, "pins")[:, :, :, : self._n_pinned[row]].copy_(state.pins[:, :, :, : self._n_pinned[row]])
-        self._begin[row] = None if state.begin is None or state.begin >= length else state.begin
+        self._begin[row] = state.begin
+        self._fill(row, state.starts, state.blocks, max(state.begin, length - self.reach), length)
+        if self.log is not None:
+            self.log.restore(row, state.starts, state.blocks, length)
+
+    def _fill(self, row: int, starts: Sequence[int], blocks: Sequence[Block], first: int, length: int) -> None:
+        """Put positions [first, length) into the ring, from blocks that hold them; pins have slots of their own."""
+        ring = self.slots(row, "ring")
+        for start, end, block in zip(starts, (*starts[1:], length), blocks, strict=True):
+            for run in self._unpinned(row, max(first, start), min(end, length)):
+                at = run.first_position - start
+                ring[:, :, :, run.start : run.start + run.size].copy_(block.slots[:, :, :, at : at + run.size])
+                self.positions[row][run.start : run.start + run.size] = range(
+                    run.first_position, run.first_position + run.size
+                )
+        self._oldest[row] = first
 
 
 def pins_among(pattern: AttentionPattern, batch: Batch, span: Span) -> list[tuple[int, int]]:

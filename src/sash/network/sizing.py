@@ -14,6 +14,8 @@ from sash.network.config import ModelConfig
 
 FIRST_BLOCK = 1024
 LARGEST_BLOCK = 8192
+LOG_BLOCK = 256
+"""Slots of a block of a log (`sash.network.log`); blocks begin at multiples of it."""
 
 KV = Literal["auto", "bf16", "int8"]
 """What keys and values are kept as: as they were computed, as bfloat16, or as int8 with a scale a token and head."""
@@ -73,10 +75,23 @@ def block_sizes(context: int) -> tuple[int, ...]:
     sizes: list[int] = []
     total = 0
     while total < context:
-        size = min(max(total, FIRST_BLOCK), LARGEST_BLOCK)
-        sizes.append(size)
-        total += size
+        sizes.append(next_block(total))
+        total += sizes[-1]
     return tuple(sizes)
+
+
+def next_block(total: int) -> int:
+    """Slots of the block of a growing layer that follows `total` slots; see `block_sizes`."""
+    return min(max(total, FIRST_BLOCK), LARGEST_BLOCK)
+
+
+def next_log_block(position: int) -> int:
+    """Slots of the block of a log whose first one holds `position`: up to the next multiple of `LOG_BLOCK`.
+
+    >>> next_log_block(0), next_log_block(512), next_log_block(1000)
+    (256, 256, 24)
+    """
+    return LOG_BLOCK - position % LOG_BLOCK
 
 
 def block_slots(context: int) -> int:

@@ -1,8 +1,8 @@
 """What one row of a cache has read, as of a position: to be gone on from later, elsewhere, by several.
 
-A wrapped ring cannot be cut back to where a text began to differ, so whoever wants to go on from a position must have
-kept what the row held there. That is a copy of the rings, of a size that does not depend on the length of the text, and
-the blocks of layers without a bound, which are shared and not copied: they are only ever appended to.
+A state holds positions side by side: all that the row has read, or the last of it, as far as its log goes; where it has
+no log, as much as its rings had. It can be gone on from wherever it holds what a next token would see: as many tokens
+before it as the window less one, and the pins. Blocks are shared and not copied: they are only ever appended to.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sash.errors import CheckpointError
-from sash.network.growing_store import Block, GrowingState
-from sash.network.ring_store import RingState
+from sash.network.blocks import Block
 from sash.network.slots import HeldRun, Vectors
-from sash.network.stores import State
+from sash.network.store_state import StoreState
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +31,15 @@ class RowState:
 
     length: int
     kinds: tuple[str, ...]
-    states: tuple[State, ...]
+    states: tuple[StoreState, ...]
+
+    def positions(self) -> range:
+        """The lengths that a row can be restored to: from the least on, all up to its own."""
+        return range(max((state.covers_from(self.length) for state in self.states), default=0), self.length + 1)
+
+    def covers(self, length: int) -> bool:
+        """Whether a row can be restored as of `length` tokens."""
+        return length in self.positions()
 
     @property
     def nbytes(self) -> int:
@@ -52,17 +58,13 @@ class RowState:
     def tensors(self) -> Iterator[Tensor]:
         """The tensors in the order in which `rebuild` wants them, without idle slots; copies where need be."""
         for state in self.states:
-            if isinstance(state, RingState):
-                yield from (tensor.contiguous() for tensor in state.tensors())
-                yield torch.tensor(state.positions, dtype=torch.int64)
-                continue
-            left = self.length
-            for block in state.blocks:
-                count = min(left, block.size)
-                left -= count
+            for start, end, block in zip(state.starts, (*state.starts[1:], self.length), state.blocks, strict=True):
+                count = min(end - start, block.size)
                 yield from (tensor.contiguous() for tensor in block.slots[:, :, :, :count].tensors())
                 if block.flags is not None:
                     yield block.flags[:count].contiguous()
+            if state.pins is not None:
+                yield from (tensor.contiguous() for tensor in state.pins.tensors())
 
     @staticmethod
     def rebuild(description: Mapping[str, Any], tensors: Sequence[Tensor]) -> RowState:
@@ -77,7 +79,7 @@ class RowState:
         try:
             length = _count(description["length"])
             kinds = tuple(str(kind) for kind in description["kinds"])
-            states = tuple(_rebuild(store, left) for store in description["stores"])
+            states = tuple(_rebuild(store, length, left) for store in description["stores"])
         except (KeyError, TypeError, ValueError, IndexError, RuntimeError, StopIteration) as error:
             raise CheckpointError("a snapshot's description and its numbers do not belong together") from error
         if next(left, None) is not None or len(kinds) != len(states):
@@ -85,38 +87,38 @@ class RowState:
         return RowState(length, kinds, states)
 
 
-def _describe(state: State) -> dict[str, Any]:
-    if isinstance(state, RingState):
-        pinned = [[run.first_position, run.size] for run in state.pinned]
-        return {"ring": True, "scales": state.ring.scales is not None, "pinned": pinned, "begin": state.begin}
+def _describe(state: StoreState) -> dict[str, Any]:
     first = state.blocks[0] if state.blocks else None
+    slots = state.pins if first is None else first.slots
     return {
-        "ring": False,
-        "scales": first is not None and first.slots.scales is not None,
-        "blocks": len(state.blocks),
+        "starts": list(state.starts),
+        "scales": slots is not None and slots.scales is not None,
         "flags": first is not None and first.flags is not None,
+        "begin": state.begin,
+        "reach": state.reach,
+        "pins": state.pins is not None,
+        "pinned": [[run.first_position, run.size] for run in state.pinned],
     }
 
 
-def _rebuild(store: Mapping[str, Any], tensors: Iterator[Tensor]) -> State:
+def _rebuild(store: Mapping[str, Any], length: int, tensors: Iterator[Tensor]) -> StoreState:
     def vectors() -> Vectors:
         return Vectors(next(tensors), next(tensors) if store["scales"] else None)
 
-    if store["ring"]:
-        runs, taken = [], 0
-        for first, size in store["pinned"]:
-            runs.append(HeldRun(_count(first), _count(size), "pins", taken))
-            taken += size
-        begin = None if store["begin"] is None else _count(store["begin"])
-        ring, pins, positions = vectors(), vectors(), next(tensors)
-        if positions.dtype != torch.int64 or positions.dim() != 1:
-            raise ValueError("positions are whole numbers")
-        return RingState(ring, pins, tuple(positions.tolist()), tuple(runs), begin)
-    blocks = []
-    for _ in range(_count(store["blocks"])):
+    runs, taken = [], 0
+    for first, size in store["pinned"]:
+        runs.append(HeldRun(_count(first), _count(size), "pins", taken))
+        taken += size
+    starts, blocks = tuple(_count(start) for start in store["starts"]), []
+    for start, end in zip(starts, (*starts[1:], length), strict=True):
         slots = vectors()
+        if slots.numbers.shape[-2] != end - start:
+            raise ValueError("a block of another size")
         blocks.append(Block(slots, next(tensors) if store["flags"] else None, slots.numbers.shape[-2]))
-    return GrowingState(tuple(blocks))
+    reach = None if store["reach"] is None else _count(store["reach"])
+    return StoreState(
+        tuple(blocks), starts, _count(store["begin"]), reach, vectors() if store["pins"] else None, tuple(runs)
+    )
 
 
 def _count(value: object) -> int:

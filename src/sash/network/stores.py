@@ -2,15 +2,14 @@
 
 A step asks both the same: `place` its tokens, `write` a layer's keys and values, `mark` what is held, tell what is
 `held` (for kernels) or the `runs` and the `whole` of it (for torch), `view` a run. A row is wiped, copied to another
-store, captured as a state and restored from one.
+store, captured as a state (`sash.network.store_state`) and restored from one.
 """
 
 from __future__ import annotations
 
-from sash.network.growing_store import GrowingState, GrowingStore
-from sash.network.ring_store import RingState, RingStore
+from sash.network.growing_store import GrowingStore
+from sash.network.ring_store import RingStore
 
 Store = RingStore | GrowingStore
-State = RingState | GrowingState
 
-__all__ = ["GrowingState", "GrowingStore", "RingState", "RingStore", "State", "Store"]
+__all__ = ["GrowingStore", "RingStore", "Store"]

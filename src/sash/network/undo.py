@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from sash.network.cache import KVCache
-from sash.network.stores import RingStore
 
 
 def undo(cache: KVCache, row: int, position: int, n_tokens: int) -> bool:
     """Make a row ready to repeat a step that failed somewhere between its first layer and its last.
 
-    A single token writes to the slot whose position no query can see any more, so writing it again changes nothing. A
-    longer chunk may have written over positions that its own first tokens still see, unless the ring had not wrapped.
+    See `sash.network.ring_store.RingStore.undo` for when that can be done.
 
     Args:
         cache: what the step ran over.
@@ -22,9 +20,5 @@ def undo(cache: KVCache, row: int, position: int, n_tokens: int) -> bool:
         Whether the row holds all that it held; False where it has to be wiped and read again.
     """
     cache.lengths[row] = position
-    intact = True
-    for store in cache.stores.values():
-        if isinstance(store, RingStore):
-            store.unpin(row, position)
-            intact &= n_tokens == 1 or position + n_tokens <= store.n_slots
-    return intact
+    intact = [store.undo(row, position, n_tokens) for store in cache.stores.values()]
+    return all(intact)

@@ -1,0 +1,50 @@
+"""What one row of a store holds, as something that can be gone on from elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sash.network.blocks import Block
+from sash.network.slots import HeldRun, Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class StoreState:
+    """Positions side by side of a row, in blocks that are shared with others, and pins.
+
+    Attributes:
+        blocks: slots of consecutive positions; the last may hold more than are meant.
+        starts: the position in the first slot of each block.
+        begin: position of the first token that the row ever read.
+        reach: how many tokens before a token it sees besides the pins; None for all.
+        pins: [2 (keys, values), layers, G, pins held] vectors; None where the store has none.
+        pinned: the pins' positions, as runs of slots of `pins`.
+    """
+
+    blocks: tuple[Block, ...]
+    starts: tuple[int, ...]
+    begin: int = 0
+    reach: int | None = None
+    pins: Vectors | None = None
+    pinned: tuple[HeldRun, ...] = ()
+
+    def first(self, length: int) -> int:
+        """The first of the positions side by side that are held up to `length`; `length` where there is none."""
+        return self.starts[0] if self.starts else length
+
+    def covers_from(self, length: int) -> int:
+        """The least length that a row can be taken back to, of a state of `length` tokens.
+
+        >>> StoreState((), (), reach=3).covers_from(0)
+        0
+        """
+        first = self.first(length)
+        return self.begin if first <= self.begin else first + (self.reach or 0)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of it."""
+        flags = [block.flags for block in self.blocks if block.flags is not None]
+        pins = [] if self.pins is None else self.pins.tensors()
+        return [tensor for block in self.blocks for tensor in block.slots.tensors()] + flags + pins
