@@ -215,6 +215,7 @@ def test_without_a_log_there_is_none() -> None:
         cache_of(network, log=-1)
 
 
+@torch.inference_mode()
 def test_a_chunk_that_failed_half_way_is_taken_back_with_the_log() -> None:
     for name in CONFIGS:
         network, text = network_of(name), Text(4, cuts=[40, 52])
