@@ -42,6 +42,8 @@ class Answer:
         self._matcher = StopMatcher(stop)
         self._text: list[str] = []
         self._tokens: list[Token] = []
+        held = sequence.request.held
+        self._read_before = 0 if held is None else held.n_read
         self._began = time.perf_counter()
         self._read_at = self._first_at = self._last_at = self._began
         self.stopped = False
@@ -99,15 +101,23 @@ class Answer:
     def _statistics(self) -> Statistics:
         sequence, config = self._sequence, self._cache.config
         length = sequence.request.position + sequence.n_known
+        held = sequence.request.held
+        if held is None:
+            view, n_kept = View.of(config, length, self._pinned), length
+        else:
+            in_sight = held.in_sight(sequence.n_known - sequence.n_read)
+            view, n_kept = View.of_reading(config, length, *in_sight), in_sight[0]
         return Statistics(
             prompt_tokens=len(sequence.request.prompt_ids),
             completion_tokens=len(self._tokens),
             read_seconds=self._read_at - self._began,
             first_token_seconds=self._first_at - self._began,
             write_seconds=self._last_at - self._first_at,
-            view=View.of(config, length, self._pinned),
+            view=view,
             kv_dtype=str(self._cache.numbers).removeprefix("torch."),
-            kv_bytes=self._cache.bytes_of(length),
+            kv_bytes=self._cache.bytes_of(n_kept),
             kv_bytes_full=full_cache_bytes(config, length, *self._cache.number_bytes),
             forced_window=config.forced_window,
+            tokens_read=sequence.n_read - sequence.n_reused if held is None else held.n_read - self._read_before,
+            overlap=None if held is None else held.overlap.stride,
         )

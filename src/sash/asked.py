@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sash.completion import Completion
-from sash.explain.audit import Part, audit
+from sash.engine.overlap import Overlap
+from sash.explain.audit import Audit, Part, audit, audit_reading
 from sash.explain.prompt_parts import marked_parts, prompt_parts
 from sash.network.config import ModelConfig
 from sash.text.pins import Contract
@@ -87,11 +88,29 @@ class Wishes:
         return Asked(ids=ids, pins=pins, parts=None if parts is None else tuple(parts))
 
 
-def audited(config: ModelConfig, asked: Asked, completion: Completion) -> Completion:
-    """The completion with its audit, if one was asked for."""
+def audited(
+    config: ModelConfig, asked: Asked, completion: Completion, overlap: Overlap | None = None, *, leads: bool = False
+) -> Completion:
+    """The completion with its audit, if one was asked for; `leads` as `Overlap.in_sight` has it."""
     if asked.parts is None:
         return completion
     first = len(asked.ids)
     last = first + max(0, len(completion.token_ids) - 1)
-    pair = [audit(config.patterns, at, asked.parts, pinned_positions=asked.pinned) for at in (first, last)]
+    pair = [audit_at(config, overlap, at, asked.parts, asked.pinned, leads=leads) for at in (first, last)]
     return replace(completion, audit=(pair[0], pair[1]))
+
+
+def audit_at(
+    config: ModelConfig,
+    overlap: Overlap | None,
+    position: int,
+    parts: Sequence[Part],
+    pinned: Sequence[int] = (),
+    *,
+    leads: bool = False,
+) -> Audit:
+    """What the token written at `position` can know of `parts`, through windows that roll or overlap."""
+    if overlap is None:
+        return audit(config.patterns, position, parts, pinned_positions=pinned)
+    in_sight = overlap.in_sight(position, pinned, leads=leads)
+    return audit_reading(config.patterns, position, in_sight, parts, pinned)

@@ -63,6 +63,27 @@ class View:
             held=bisect_left(flagged, outside) if by_flag else min(pins, outside),
         )
 
+    @staticmethod
+    def of_reading(config: ModelConfig, length: int, in_sight: int, n_lead: int = 0) -> View:
+        """The view from the end of a text that is read by overlapping windows: what was not read again is out.
+
+        Args:
+            config: the model.
+            length: tokens of the text so far.
+            in_sight: tokens of the last reading.
+            n_lead: those of them that were read again for being pinned.
+        """
+        return View(
+            length=length,
+            direct=in_sight - n_lead,
+            pinned=n_lead,
+            relayed=0,
+            out_of_reach=length - in_sight,
+            windowed_layers=sum(window is not None for window in config.windows),
+            window=config.window,
+            held=n_lead,
+        )
+
 
 def _counts(config: ModelConfig, length: int) -> tuple[int, int, int]:
     """Tokens that are direct, pinned and relayed, where the first are pinned."""
@@ -97,6 +118,9 @@ class Statistics:
         kv_bytes: bytes of keys and values held for the sequence, their scales included.
         kv_bytes_full: bytes that a cache of every token would hold, in the same numbers.
         forced_window: a window that the user forced on the model (an ablation); None where it is the model's own.
+        tokens_read: tokens that went through the network. Windows that overlap read tokens again, and pass those over
+            that nothing could see any more, so it may be more or less than were asked for and written.
+        overlap: new tokens of each reading, where windows overlap; None where they roll.
     """
 
     prompt_tokens: int
@@ -109,6 +133,8 @@ class Statistics:
     kv_bytes: int
     kv_bytes_full: int
     forced_window: int | str | None = None
+    tokens_read: int = 0
+    overlap: int | None = None
 
     @property
     def read_speed(self) -> float:

@@ -15,6 +15,7 @@ from sash.completion import Completion
 from sash.conversation import Conversation
 from sash.engine.engine import Engine
 from sash.engine.lanes import network_with
+from sash.engine.overlap import Held, Overlap
 from sash.engine.request import Request
 from sash.errors import EmptyPromptError, UsageError
 from sash.reading import Reader
@@ -41,6 +42,29 @@ class LM(Reader):
         """
         decoder = network_with(self.decoder, self.config.with_window(window, pins, pin_by=pin_by))
         return LM(decoder, self.tokenizer, name=self.name, chunk=self.chunk, kv=self.kv)
+
+    def with_overlap(self, stride: int) -> LM:
+        """This model, reading by overlapping windows: nothing rolls on, the newest tokens are read again instead.
+
+        A reading has as many tokens as the model's largest window, and their positions begin at 0. Whenever another
+        token comes, the newest window - stride of them are read again in a fresh row, so that every token sees between
+        window - stride + 1 and window tokens, itself included. Tokens that are pinned, and the model's begin-of-text,
+        stand at the head of every reading. Reading costs up to window / stride times as much as it does with a window
+        that rolls; of a prompt only what its last reading holds is read.
+
+        Args:
+            stride: new tokens of each reading but the first, 1 to window.
+
+        Raises:
+            UsageError: a stride that cannot be, or layers without a window: then nothing is lost that could be read
+                again.
+            PinsError: as many pins as a window has keys.
+        """
+        if self.config.window is None or None in self.config.windows:
+            raise UsageError("some layers of this model see all that was read: overlapping windows need --window N")
+        pins = max(pattern.pins if pattern.pin_by == "first" else 0 for pattern in self.config.patterns)
+        overlap = Overlap(window=self.config.window, stride=stride, pins=pins)
+        return LM(self.decoder, self.tokenizer, name=self.name, chunk=self.chunk, kv=self.kv, overlap=overlap)
 
     def generate(
         self,
@@ -90,8 +114,11 @@ class LM(Reader):
         engine = Engine(self.decoder, cache, chunk=self.chunk)
         answers = {}
         for one in asked:
+            held = None if self.overlap is None else Held(self.overlap, self.tokenizer.bos_id)
+            if held is not None and one.pins:
+                held.check_room(len(one.pinned))
             request = Request(
-                prompt_ids=tuple(one.ids), params=params, stop_ids=self.tokenizer.eos_ids, pins=one.pins
+                prompt_ids=tuple(one.ids), params=params, stop_ids=self.tokenizer.eos_ids, pins=one.pins, held=held
             )  # fmt: skip
             sequence = engine.submit(request)
             answer = Answer(
@@ -105,11 +132,16 @@ class LM(Reader):
                 if answer.stopped:
                     engine.cancel(sequence, "stop")
         done = [answer.completion() for _, answer in answers.values()]
-        return [audited(self.config, one, completion) for one, completion in zip(asked, done, strict=True)]
+        begins = self.tokenizer.bos_id
+        return [
+            audited(self.config, one, completion, self.overlap, leads=one.ids[0] == begins)
+            for one, completion in zip(asked, done, strict=True)
+        ]
 
     def _pinning(self, room: int) -> LM:
         """This model with room for flagged pins, in place of any that it has."""
-        return self.with_window(None, room, pin_by="flag")
+        lm = self.with_window(None, room, pin_by="flag")
+        return lm if self.overlap is None else lm.with_overlap(self.overlap.stride)
 
     def stream(
         self,
@@ -174,7 +206,7 @@ class LM(Reader):
         """
         if pins:
             return self._pinning(pins).session()
-        return Session(self.decoder, self.tokenizer, self.cache(), chunk=self.chunk)
+        return Session(self.decoder, self.tokenizer, self.cache(), chunk=self.chunk, overlap=self.overlap)
 
     def conversation(
         self,

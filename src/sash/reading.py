@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from sash.engine.overlap import Held, Overlap
 from sash.errors import EmptyPromptError, UsageError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
@@ -33,16 +34,25 @@ class Reader:
         name: what it was loaded as.
         chunk: tokens of a prompt that are read at once.
         kv: what keys and values are kept as: "auto" (as they are computed), "bf16" or "int8".
+        overlap: how it reads by overlapping windows; None where windows roll.
     """
 
     def __init__(
-        self, decoder: Network, tokenizer: Tokenizer, *, name: str = "", chunk: int = 512, kv: str = "auto"
+        self,
+        decoder: Network,
+        tokenizer: Tokenizer,
+        *,
+        name: str = "",
+        chunk: int = 512,
+        kv: str = "auto",
+        overlap: Overlap | None = None,
     ) -> None:
         if chunk < 1:
             raise UsageError(f"a chunk is 1 token or more; got {chunk}")
         check_kv(kv)
         self.config: ModelConfig = decoder.config
         self.decoder, self.tokenizer, self.name, self.chunk, self.kv = decoder, tokenizer, name, chunk, kv
+        self.overlap = overlap
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +84,8 @@ class Reader:
         """Hidden states of `ids`, chunk by chunk, each [C, D], read through the rolling buffer.
 
         `chunk=None` reads all of it in one forward; without a cache, unless `kv` says that one rounds keys and values,
-        which belongs to the result. The result does not depend on `chunk`.
+        which belongs to the result. The result does not depend on `chunk`. Where windows overlap, tokens that are read
+        again have no second state.
 
         Raises:
             EmptyPromptError: no tokens.
@@ -85,6 +96,9 @@ class Reader:
         if chunk is not None and chunk < 1:
             raise UsageError(f"a chunk is 1 token or more, or None for one forward without a cache; got {chunk}")
         check_ids(ids, self.config.vocab_size)
+        if self.overlap is not None:
+            yield from self._hidden_again(Held(self.overlap, self.tokenizer.bos_id), ids, chunk or self.overlap.window)
+            return
         with torch.inference_mode():
             if chunk is None and self.kv_dtype == _name(self.dtype):
                 yield self.decoder(Batch.pack([ids], device=self.device))
@@ -95,6 +109,26 @@ class Reader:
             for start in range(0, len(ids), chunk):
                 batch = Batch.pack([ids[start : start + chunk]], [start], [row], device=self.device)
                 yield self.decoder(batch, cache)
+
+    @torch.inference_mode()
+    def _hidden_again(self, held: Held, ids: list[int], chunk: int) -> Iterator[Tensor]:
+        """`hidden` by overlapping windows."""
+        cache = self.cache()
+        row = cache.allocate()
+        waiting = [(token_id, False) for token_id in ids]
+        done = 0
+        while done < len(ids):
+            held.settle(waiting[done : done + 1])  # it takes none: everything new is wanted
+            if not held.row:
+                cache.wipe(row)
+            again = [token.token_id for token in held.again]
+            count = min(chunk, held.room, len(again) + len(ids) - done)
+            part = [*again, *ids[done : done + count]][:count]
+            hidden_CD = self.decoder(Batch.pack([part], [len(held.row)], [row], device=self.device), cache)
+            fresh = held.read(count, waiting[done : done + count])
+            done += fresh
+            if fresh:
+                yield hidden_CD[count - fresh :]
 
     def logits(self, ids: list[int], chunk: int | None = 512) -> Tensor:
         """Logits after each token of `ids`, [T, V] float32; see `hidden` for `chunk`."""

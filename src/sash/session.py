@@ -8,11 +8,13 @@ from collections.abc import Sequence as Many
 import torch
 
 from sash.answer import Answer
+from sash.asked import audit_at
 from sash.completion import Completion, View
 from sash.engine.engine import Engine
+from sash.engine.overlap import Held, Overlap
 from sash.engine.request import Request, Sequence
 from sash.errors import EmptyPromptError, PinsError, UsageError
-from sash.explain.audit import Audit, Part, audit
+from sash.explain.audit import Audit, Part
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import ModelConfig
@@ -54,7 +56,17 @@ class Session:
         tokens: tokens fed and written so far.
     """
 
-    def __init__(self, decoder: Network, tokenizer: Tokenizer, cache: KVCache, *, chunk: int = 512) -> None:
+    def __init__(
+        self,
+        decoder: Network,
+        tokenizer: Tokenizer,
+        cache: KVCache,
+        *,
+        chunk: int = 512,
+        overlap: Overlap | None = None,
+    ) -> None:
+        """`overlap` reads by overlapping windows; the cache needs room for the tokens of one reading."""
+        self._held = None if overlap is None else Held(overlap, tokenizer.bos_id)
         self._decoder, self._tokenizer, self._cache, self._chunk = decoder, tokenizer, cache, chunk
         self._row = cache.allocate()
         self._unread: list[int] = []
@@ -75,7 +87,19 @@ class Session:
     @property
     def view(self) -> View:
         """What the last token can see."""
+        if self._held is not None:
+            return View.of_reading(self._cache.config, self.tokens, *self._held.in_sight(len(self._unread)))
         return View.of(self._cache.config, self.tokens, self.pinned)
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens that went through the network; those that were read again, again."""
+        return self.tokens - len(self._unread) if self._held is None else self._held.n_read
+
+    @property
+    def overlap(self) -> Overlap | None:
+        """How it reads by overlapping windows; None where they roll."""
+        return None if self._held is None else self._held.overlap
 
     @property
     def pinned(self) -> tuple[int, ...]:
@@ -110,13 +134,35 @@ class Session:
         self._unread += ids
         self.tokens += len(ids)
         self._seen.extend(ids)
+        if self._held is not None:
+            self._feed_again(self._held, progress)
+            return len(ids)
         while len(self._unread) > 1:
             count = min(self._chunk, len(self._unread) - 1)
-            self._read(self._unread[:count])
+            first = self.tokens - len(self._unread)
+            self._read(self._unread[:count], [at in self._pinned for at in range(first, first + count)])
             del self._unread[:count]
             if progress is not None:
                 progress(count)
         return len(ids)
+
+    def _feed_again(self, held: Held, progress: Callable[[int], None] | None) -> None:
+        """Read all but the last token that waits, by overlapping windows."""
+        first = self.tokens - len(self._unread)
+        waiting = [(token_id, first + at in self._pinned) for at, token_id in enumerate(self._unread[:-1])]
+        fresh = held.settle(waiting)
+        while True:
+            del waiting[:fresh], self._unread[:fresh]
+            if progress is not None:
+                progress(fresh)
+            count = min(self._chunk, len(held.again) + len(waiting))
+            if not count:
+                return
+            part = [*((token.token_id, token.pinned) for token in held.again[:count]), *waiting][:count]
+            if not held.row:
+                self._cache.wipe(self._row)
+            self._read([token_id for token_id, _ in part], [pinned for _, pinned in part])
+            fresh = held.read(count, waiting)
 
     def _pin(self, spans: Many[range], n_tokens: int) -> None:
         """Flag some of the next `n_tokens` tokens."""
@@ -124,6 +170,8 @@ class Session:
             raise PinsError(f"only tokens that are fed can be pinned, 0 to {n_tokens - 1}")
         wanted = self._pinned.union(*(range(self.tokens + span.start, self.tokens + span.stop) for span in spans))
         room = pin_room(self._cache.config)
+        if self._held is not None and wanted:
+            self._held.check_room(len(wanted))
         if len(wanted) > room:
             raise PinsError(
                 f"{len(wanted):,} tokens would be pinned, and the session has room for {room:,}: open one with more,"
@@ -131,20 +179,22 @@ class Session:
             )
         self._pinned = wanted
 
-    def audit(self, parts: Many[Part]) -> Audit:
+    def audit(self, parts: Many[Part], position: int | None = None) -> Audit:
         """What the token that is written next could know of parts of what was read: names with ranges of positions.
+
+        With a `position`, what the one written there could, or can.
 
         Raises:
             UsageError: nothing was read yet, or a part that was not.
         """
         if not self.tokens:
             raise UsageError("the session has read nothing yet: feed it some text first")
-        return audit(self.config.patterns, self.tokens, parts, pinned_positions=self.pinned)
+        at, leads = self.tokens if position is None else position, self._held is not None and self._held.leads
+        return audit_at(self.config, self.overlap, at, parts, self.pinned, leads=leads)
 
     @torch.inference_mode()
-    def _read(self, ids: list[int]) -> None:
+    def _read(self, ids: list[int], flags: list[bool]) -> None:
         first = self._cache.lengths[self._row]
-        flags = [at in self._pinned for at in range(first, first + len(ids))]
         pinned = [flags] if any(flags) else None
         batch = Batch.pack([ids], [first], [self._row], pinned=pinned, device=self._cache.device)
         self._decoder(batch, self._cache)
@@ -201,7 +251,7 @@ class Session:
 
     def _submit(self, params: SamplingParams) -> tuple[Sequence, Engine]:
         """A request that goes on where the session is."""
-        first = self._cache.lengths[self._row]
+        first = self.tokens - len(self._unread)
         request = Request(
             prompt_ids=tuple(self._unread),
             params=params,
@@ -211,6 +261,7 @@ class Session:
             keep_row=True,
             seen=self._seen,
             pins=runs_of([at - first for at in range(first, first + len(self._unread)) if at in self._pinned]),
+            held=self._held,
         )
         engine = Engine(self._decoder, self._cache, chunk=self._chunk, rows=[])
         return engine.submit(request), engine
@@ -233,6 +284,7 @@ class Session:
         cache = KVCache(config, 1, self._cache.dtype, self._cache.device, self._cache.kv)
         twin = Session(self._decoder, self._tokenizer, cache, chunk=self._chunk)
         cache.copy_row(twin._row, self._cache, self._row)
+        twin._held = None if self._held is None else self._held.copy()
         twin._unread, twin._pinned = list(self._unread), set(self._pinned)
         twin._seen.extend(self._seen.ids.tolist())
         twin.tokens = self.tokens

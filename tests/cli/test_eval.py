@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sash.evaluation.perplexity import perplexity, reread_perplexity
+from sash.evaluation.perplexity import perplexity
 from sash.loading import load_decoder
 
 Sash = Callable[..., tuple[int, str, str]]
@@ -59,18 +59,17 @@ def test_what_the_cache_keeps_shows_in_the_figures(sash: Sash, windowed_model: P
     assert (plain["kv_dtype"], found["kv_dtype"]) == ("float32", "int8")
     assert 0 < abs(found["nll"] - plain["nll"]) < 0.02
     assert "keys and values  int8" in sash(*flags, "--kv", "int8")[1]
-    code, out, err = sash(*flags, "--window", "8", "--reread", "4", "--kv", "int8")
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "--reread keeps no keys and values" in err
 
 
-def test_re_reading(sash: Sash, full_model: Path, text: Path):
-    flags = ["--window", "8", "--reread", "4", "--json"]
-    _, out, _ = sash("eval", "perplexity", full_model, "--text", text, *flags)
-    found, lm = json.loads(out), load_decoder(full_model)
-    assert found["nll"] == pytest.approx(reread_perplexity(lm, lm.tokenizer.encode(TEXT), 8, stride=4).nll)
-    assert found["reread"] == {"window": 8, "stride": 4}
-    assert found["window"]["ablation"] is False
+def test_overlapping_windows(sash: Sash, full_model: Path, text: Path):
+    flags = ["eval", "perplexity", full_model, "--text", text, "--window", "8", "--overlap", "4"]
+    found, lm = json.loads(sash(*flags, "--json")[1]), load_decoder(full_model, window=8).with_overlap(4)
+    ids = lm.tokenizer.encode(TEXT)
+    assert found["nll"] == pytest.approx(perplexity(lm, ids).nll)
+    assert found["overlap"] == {"window": 8, "stride": 4, "pins": 0}
+    assert found["tokens_read_per_token"] == found["tokens_read"] / (len(ids) - 1) > 1.9
+    assert "at most 8 tokens a reading, 4 of them new: 1.9" in sash(*flags)[1]
+    assert found["nll"] != json.loads(sash(*flags, "--kv", "int8", "--json")[1])["nll"]
 
 
 def test_standard_input(sash: Sash, windowed_model: Path):
@@ -116,8 +115,9 @@ def test_parity_sees_a_wrong_window(sash: Sash, windowed_model: Path, text: Path
         (["perplexity", "MODEL", "--text", "TEXT", "-n", "1"], 2),
         (["perplexity", "MODEL", "--text", "TEXT", "--window", "0"], 10),
         (["perplexity", "MODEL", "--text", "TEXT", "--pins", "17"], 12),
-        (["perplexity", "MODEL", "--text", "TEXT", "--reread", "4"], 2),
-        (["perplexity", "MODEL", "--text", "TEXT", "--window", "8", "--reread", "9"], 2),
+        (["perplexity", "MODEL", "--text", "TEXT", "--window", "full", "--overlap", "4"], 2),
+        (["perplexity", "MODEL", "--text", "TEXT", "--window", "8", "--overlap", "9"], 2),
+        (["perplexity", "MODEL", "--text", "TEXT", "--window", "8", "--pins", "8", "--overlap", "2"], 12),
         (["parity", "no-such-model"], 4),
         (["parity", "MODEL", "--text", "nothing.txt"], 6),
         (["guess", "MODEL"], 2),

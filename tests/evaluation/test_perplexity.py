@@ -9,7 +9,7 @@ import torch
 
 from sash.attention.pattern import AttentionPattern
 from sash.errors import EmptyPromptError, UsageError
-from sash.evaluation.perplexity import Perplexity, perplexity, readings, reread_perplexity
+from sash.evaluation.perplexity import Perplexity, perplexity, readings
 from sash.lm import LM
 from sash.text.tokenizer import Tokenizer
 from tests.conftest import small_config, small_decoder
@@ -67,7 +67,7 @@ def test_control_tokens_spell_no_bytes(lm: LM):
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_re_reading_with_a_stride_of_1_is_one_fresh_reading_a_token(full: LM, bos: bool):
+def test_overlap_with_a_stride_of_1_is_one_fresh_reading_a_token(full: LM, bos: bool):
     ids, window = random_ids(30, bos=bos), 6
     total = 0.0
     for target in range(1, 30):
@@ -75,36 +75,44 @@ def test_re_reading_with_a_stride_of_1_is_one_fresh_reading_a_token(full: LM, bo
         if bos and target > window:
             context = [1, *ids[target - window + 1 : target]]
         total -= float(full.logits(context, None)[-1].log_softmax(-1)[ids[target]])
-    found = reread_perplexity(full, ids, window)
+    found = perplexity(full.with_window(window).with_overlap(1), ids)
     assert found.nll == pytest.approx(total / 29, abs=1e-5)
-    assert found.n_read == window * (30 - window)
+    assert found.n_read == window * (31 - window)
+    assert found.to_json()["tokens_read_per_token"] == pytest.approx(window * (31 - window) / 29)
 
 
-def test_a_stride_gives_every_token_nearly_the_whole_window(full: LM):
+@pytest.mark.parametrize("chunk", [1, 3, 4, 11, 12, 100])
+def test_a_stride_gives_every_token_nearly_the_whole_window(full: LM, chunk: int):
     ids, window, stride = random_ids(41), 12, 4
-    total = 0.0
-    for first, stop, start in readings(41, window, stride):
-        scores = full.score(ids[start:stop], None)
-        total -= float(scores[first - stop :].sum())
-        assert stop - 1 - start <= window
-        assert first == 1 or first - start >= window - stride + 1
-    found = reread_perplexity(full, ids, window, stride=stride)
-    assert found.nll == pytest.approx(total / 40, abs=1e-5)
+    expected, first = [], 1
+    for start, stop in readings(41, window, stride):
+        scores = full.score(ids[start : stop + 1], None)
+        expected += scores.tolist()[first - start - 1 :]
+        assert first == 1 or first - start > window - stride
+        first = stop + 1
+    lm, seen = full.with_window(window).with_overlap(stride), []
+    assert lm.score(ids, chunk, seen.append).tolist() == pytest.approx(expected, abs=1e-5)
+    assert sum(seen) == 41
+    found = perplexity(lm, ids, chunk=chunk)
+    assert found.nll == pytest.approx(-sum(expected) / 40, abs=1e-5)
+    assert found.n_read == sum(stop - start for start, stop in readings(41, window, stride))
 
 
 @pytest.mark.parametrize("lead", [0, 1])
 @pytest.mark.parametrize("stride", [1, 3, 5])
 @pytest.mark.parametrize("n_tokens", [2, 5, 6, 7, 23])
-def test_every_token_is_predicted_once(n_tokens: int, stride: int, lead: int):
+def test_every_token_is_read_first_once(n_tokens: int, stride: int, lead: int):
     found = readings(n_tokens, 5, stride, lead)
-    assert [token for first, stop, _ in found for token in range(first, stop)] == list(range(1, n_tokens))
-    assert all(start + 1 <= first and stop - 1 - start + (lead if start else 0) <= 5 for first, stop, start in found)
+    assert [stop for _, stop in found] == sorted({stop for _, stop in found})
+    assert (found[0][0], found[-1][1]) == (0, n_tokens)
+    assert all(start <= before for (start, _), (_, before) in zip(found[1:], found, strict=False))
+    assert all(stop - start + (lead if start else 0) <= 5 for start, stop in found)
 
 
 def test_a_text_that_fits_the_window_is_read_once(full: LM):
     ids = random_ids(20)
-    found = reread_perplexity(full, ids, 100, stride=10)
-    assert found.n_read == 19
+    found = perplexity(full.with_window(100).with_overlap(10), ids)
+    assert found.n_read == 20
     assert found.nll == pytest.approx(perplexity(full, ids).nll, abs=1e-5)
 
 
@@ -112,9 +120,9 @@ def test_what_cannot_be_measured(lm: LM):
     with pytest.raises(EmptyPromptError, match="2 tokens"):
         perplexity(lm, [5])
     with pytest.raises(EmptyPromptError, match="2 tokens"):
-        reread_perplexity(lm, [], 4)
+        perplexity(lm.with_overlap(2), [])
     with pytest.raises(UsageError, match="vocabulary"):
         perplexity(lm, [5, 259])
-    for window, stride in ((0, 1), (4, 0), (4, 5)):
+    for stride in (0, WINDOW + 1):
         with pytest.raises(UsageError, match="stride"):
-            reread_perplexity(lm, [5, 6], window, stride=stride)
+            lm.with_overlap(stride)

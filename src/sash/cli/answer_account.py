@@ -40,6 +40,10 @@ def draw_account(config: ModelConfig, stats: Statistics, finish_reason: str, aft
         f"window  {view_words(config, stats.view)}" + (f" ({ablation})" if ablation else ""),
         f"KV      {binary(stats.kv_bytes)}, {stats.kv_dtype} (a full cache holds {binary(stats.kv_bytes_full)} by now)",
     ]
+    if stats.overlap is not None:
+        asked = stats.prompt_tokens + stats.completion_tokens
+        read = f"{stats.tokens_read:,} tokens went through the network for {asked:,}"
+        lines.insert(2, f"overlap {read}, at most {stats.overlap:,} new ones a reading")
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -70,14 +71,7 @@ def perplexity_command(
     ] = None,
     window: options.Window = None,
     pins: options.Pins = "0",
-    reread: Annotated[
-        str | None,
-        typer.Option(
-            "--reread",
-            metavar="STRIDE",
-            help="Instead, read the last --window tokens anew for every STRIDE predictions: a window's best.",
-        ),
-    ] = None,
+    overlap: options.Overlap = None,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     weights: options.Weights = "auto",
@@ -88,38 +82,24 @@ def perplexity_command(
 ) -> None:
     """Measure how well a model predicts a text, read once through its rolling buffer."""
     most = _most(max_tokens)
-    size, n_pins = options.parse_view(window, pins)
-    stride = None if reread is None else parse_size(reread, "--reread")
-    if stride is not None and (not isinstance(size, int) or n_pins):
-        raise UsageError("--reread takes its number of tokens from --window N, and has no pins")
-    if stride is not None and isinstance(size, int) and not 1 <= stride <= size:
-        raise UsageError(f"--reread takes 1 to {size} predictions a reading, as many as --window; got {stride}")
-    if stride is not None and kv != "auto":
-        raise UsageError("--reread keeps no keys and values, so --kv has nothing to say there: leave one of them out")
+    options.parse_overlap(overlap, *options.parse_view(window, pins))
     check_file(text)
-    forced = window if stride is None else None
     lm = options.load_lm(
-        model, window=forced, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads, kv=kv,
-        weights=weights,
+        model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads, kv=kv,
+        weights=weights, overlap=overlap,
     )  # fmt: skip
-    from sash.evaluation.perplexity import perplexity, reread_perplexity
+    from sash.evaluation.perplexity import perplexity
 
     ids = read_ids(lm, text, most)
     with ReadingBar(len(ids), None) as bar:
-        if stride is not None and isinstance(size, int):
-            found = reread_perplexity(lm, ids, size, stride=stride, progress=bar.advance)
-        else:
-            found = perplexity(lm, ids, progress=bar.advance)
-    reading = None if stride is None else {"window": size, "stride": stride}
+        found = perplexity(lm, ids, progress=bar.advance)
     if as_json:
         data: dict[str, Any] = {"model": model, "text": text} | found.to_json()
-        data |= {"dtype": str(lm.dtype).removeprefix("torch."), "kv_dtype": None if reading else lm.kv_dtype}
-        data |= {"window": window_json(lm.config), "reread": reading}
+        data |= {"dtype": str(lm.dtype).removeprefix("torch."), "kv_dtype": lm.kv_dtype}
+        data |= {"window": window_json(lm.config), "overlap": None if lm.overlap is None else asdict(lm.overlap)}
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
         return
     _draw_perplexity(lm, found)
-    if reading is not None:
-        typer.echo(f"the last {size:,} tokens read anew for every {stride:,} predictions", err=True)
 
 
 def _draw_perplexity(lm: LM, found: Perplexity) -> None:
@@ -134,6 +114,9 @@ def _draw_perplexity(lm: LM, found: Perplexity) -> None:
     rows += [["keys and values", lm.kv_dtype]] if lm.kv != "auto" else []
     n_pins = max(pattern.pins for pattern in lm.config.patterns)
     rows += [["pins", f"{n_pins:,}"]] if n_pins else []
+    if lm.overlap is not None:
+        again = f"at most {lm.overlap.window:,} tokens a reading, {lm.overlap.stride:,} of them new"
+        rows += [["overlap", f"{again}: {found.reads_a_token:.2f} tokens read for each one predicted"]]
     typer.echo("\n".join(table(rows, right=[False, False])))
     note = ablation_note(lm.config)
     if note is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from sash.explain.audit import Audit, Part
 from sash.explain.instruction import Instruction, Leaving, leaving
 from sash.explain.labels import numbers
 from sash.network.config import ModelConfig
@@ -11,10 +12,17 @@ from sash.text.pins import BUDGET_SHARE
 
 
 def leaving_note(
-    config: ModelConfig, instruction: Instruction, position: int, pinned: Sequence[int] = ()
+    config: ModelConfig,
+    instruction: Instruction,
+    position: int,
+    pinned: Sequence[int] = (),
+    audited: Callable[[Sequence[Part], int], Audit] | None = None,
 ) -> str | None:
-    """One line if some layer does not show all of an instruction to the token written at `position`; else None."""
-    gone = leaving(config, instruction, position, pinned)
+    """One line if some layer does not show all of an instruction to the token written at `position`; else None.
+
+    `audited` tells what that token can know where windows do not roll.
+    """
+    gone = leaving(config, instruction, position, pinned, audited)
     return None if gone is None else leaving_words(gone)
 
 

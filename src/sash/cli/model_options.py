@@ -11,6 +11,7 @@ import typer
 from sash import hub
 from sash.attention.pattern import AttentionPattern
 from sash.cli.sizes import parse_size, parse_window
+from sash.engine.overlap import Overlap as Overlapping
 from sash.errors import ModelNotFoundError, UsageError
 from sash.network.parts import check_weights
 from sash.network.sizing import check_kv
@@ -47,6 +48,10 @@ Weights = Annotated[
 ]
 KV = Annotated[str, typer.Option("--kv", help="What the cache keeps: auto (as computed), bf16 or int8.")]
 ApiKey = Annotated[str | None, typer.Option("--api-key", envvar="SASH_API_KEY", help="For a server that asks for one.")]
+Overlap = Annotated[
+    str | None,
+    typer.Option("--overlap", metavar="STRIDE", help="Instead of rolling, read the window anew every STRIDE tokens."),
+]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; by default as torch chooses.")]
 
 
@@ -94,6 +99,26 @@ def parse_view(window: str | None, pins: str) -> tuple[int | Literal["full"] | N
     return size, n_pins
 
 
+def parse_overlap(overlap: str | None, window: int | Literal["full"] | None, pins: int) -> int | None:
+    """New tokens of a reading, refused here where they cannot be.
+
+    Raises:
+        UsageError: none, more than a reading has, or no window to read anew.
+        PinsError: as many pins as a reading has tokens.
+    """
+    if overlap is None:
+        return None
+    stride = parse_size(overlap, "--overlap")
+    if window == "full":
+        raise UsageError("--overlap reads a window anew, so it cannot go with --window full")
+    if stride < 1 or (window is not None and stride > window):
+        most = "1 or more" if window is None else f"1 to {window:,}, as many as --window"
+        raise UsageError(f"--overlap takes {most} new tokens a reading; got {stride:,}")
+    if window is not None:
+        Overlapping(window=window, stride=stride, pins=pins)
+    return stride
+
+
 def obtain(name: str) -> None:
     """Make sure that a model is here; one that can be fetched is, after saying its size and licence.
 
@@ -137,13 +162,15 @@ def load_lm(
     threads: int | None = None,
     kv: str = "auto",
     weights: str = "auto",
+    overlap: str | None = None,
 ) -> LM:
     """Fetch the model if it is not here, and load it. Imports torch.
 
     Raises:
-        SashError: as `obtain` and `sash.load` do; an encoder is refused.
+        SashError: as `obtain`, `sash.load` and `LM.with_overlap` do; an encoder is refused.
     """
     size, n_pins = parse_view(window, pins)
+    stride = parse_overlap(overlap, size, n_pins)
     n_chunk = parse_size(chunk, "--chunk")
     if n_chunk < 1:
         raise UsageError(f"--chunk counts tokens, so it is 1 or more; got {n_chunk}")
@@ -154,7 +181,8 @@ def load_lm(
     obtain(model)
     from sash.loading import load_decoder
 
-    return load_decoder(
+    lm = load_decoder(
         model, window=size, pins=n_pins, chunk=n_chunk, dtype=dtype, device=device, threads=threads, kv=kv,
         weights=weights,
     )  # fmt: skip
+    return lm if stride is None else lm.with_overlap(stride)

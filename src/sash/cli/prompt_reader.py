@@ -16,13 +16,12 @@ from sash.cli.live_tokens import encode_chat_live, encode_live
 from sash.cli.reading_bar import ReadingBar
 from sash.cli.window_words import limit
 from sash.errors import EmptyPromptError, PromptOverflowError, UnsupportedError, UsageError
-from sash.explain.audit import Audit, audit
 from sash.explain.instruction import HEAD, Instruction, of_marks, of_messages
 from sash.explain.prompt_parts import marked_parts, prompt_parts
 
 if TYPE_CHECKING:
     from sash.cli.pin_options import Watched
-    from sash.explain.audit import Part
+    from sash.explain.audit import Audit, Part
     from sash.lm import LM
     from sash.network.config import ModelConfig
     from sash.session import Session
@@ -172,12 +171,14 @@ class Reading:
 
     def audit(self, position: int) -> Audit:
         """What the token written at `position` could know of `parts`."""
-        return audit(self.session.config.patterns, position, self.parts, pinned_positions=self.session.pinned)
+        return self.session.audit(self.parts, position)
 
     def leaving(self, instructions: Sequence[Instruction]) -> str | None:
         """A word about the first of `instructions` that is not all in sight of what is written next."""
         session = self.session
-        notes = (leaving_note(session.config, one, session.tokens, session.pinned) for one in instructions)
+        notes = (
+            leaving_note(session.config, one, session.tokens, session.pinned, session.audit) for one in instructions
+        )
         return next((note for note in notes if note is not None), None)
 
 

@@ -75,7 +75,7 @@ def write(
     lm: LM, reading: Reading, params: SamplingParams, *, chat: bool, show_text: bool, interrupt: Interrupt
 ) -> Answered:
     """Write an answer to what was read; its text goes to standard output piece by piece if `show_text`."""
-    n_prompt, began = reading.session.tokens, time.perf_counter()
+    n_prompt, n_read, began = reading.session.tokens, reading.session.tokens_read, time.perf_counter()
     stream = reading.session.stream(params, cancelled=interrupt, continues=not chat)
     if show_text:
         show(stream)
@@ -87,6 +87,7 @@ def write(
         completion.stats,
         prompt_tokens=n_prompt,
         read_seconds=reading.seconds + completion.stats.read_seconds,
+        tokens_read=n_read + completion.stats.tokens_read,
         first_token_seconds=began - reading.began + completion.stats.first_token_seconds,
     )
     after_input = began - reading.ended + completion.stats.first_token_seconds
@@ -115,7 +116,7 @@ def answer(
     chat = prompt.is_chat(lm.tokenizer, lm.name)
     with Interrupt() as interrupt:
         reading = read(lm, prompt, chat=chat, may_slide=may_slide, interrupt=interrupt, watched=watched)
-        _tell(overflow_note(lm.config, reading.session.tokens))
+        _tell(overflow_note(lm.config, reading.session.tokens, overlaps=lm.overlap is not None))
         instructions = reading.marks or prompt.instructions(lm.tokenizer, reading.head, chat=chat)
         warned = _tell(reading.leaving(instructions))
         answered = write(lm, reading, params, chat=chat, show_text=not as_json, interrupt=interrupt)
@@ -179,6 +180,7 @@ def command(
     instruction: pin_options.Instruction = None,
     mark: pin_options.Mark = None,
     audit: pin_options.Audit = False,
+    overlap: options.Overlap = None,
     chunk: options.Chunk = "512",
     overflow: Overflow = "slide",
     dtype: options.Dtype = None,
@@ -208,11 +210,13 @@ def command(
     given = Prompt.check(_files(file, prompt), prompt, chat=chat, system=system, safe_prompt=safe_prompt)
     loading = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv, "weights": weights}
     if server is not None:
+        if overlap is not None:
+            raise UsageError("--overlap is not offered by servers: leave it out, or leave out --server")
         options.check_unsaid(loading)
         field = window_field(*options.parse_view(window, pins), may_slide=may_slide)
         asked = Asked(model=model, window=field, watched=watched, as_json=as_json, show_stats=stats)
         return run_at(Server(server, api_key), given, params, asked)
-    lm = options.load_lm(_named(model), window=window, pins=pins, **loading)  # type: ignore[arg-type]
+    lm = options.load_lm(_named(model), window=window, pins=pins, overlap=overlap, **loading)  # type: ignore[arg-type]
     return answer(lm, given, params, may_slide=may_slide, as_json=as_json, show_stats=stats, watched=watched)
 
 

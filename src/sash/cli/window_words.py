@@ -48,9 +48,17 @@ def limit(config: ModelConfig) -> int | None:
     return min(sizes) if sizes else config.context or None
 
 
-def overflow_note(config: ModelConfig, length: int) -> str | None:
-    """One line for a prompt that is longer than the window: what slid out, and how to keep it; None if it is not."""
+def overflow_note(config: ModelConfig, length: int, *, overlaps: bool = False) -> str | None:
+    """One line for a prompt that is longer than the window: what slid out, and how to keep it; None if it is not.
+
+    `overlaps` says that windows overlap, instead of rolling on.
+    """
     gone = slid_out(config, length)
+    if overlaps and config.window is not None and length > config.window:
+        return (
+            f"of {length:,} tokens the last {config.window:,} at most are read anew, and what is before them is out of "
+            "reach; --pin keeps a part of it in every reading"
+        )
     windowed = sum(window is not None for window in config.windows)
     full = config.n_layers - windowed
     pins = max(pattern.pins for pattern in config.patterns)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sash.engine.grammar import Grammar
+from sash.engine.overlap import Held
 from sash.errors import EmptyPromptError, PinsError, SashError, UsageError
 from sash.sampling import MAX_LOGPROBS, OutputCounts, SamplingParams, SeenTokens
 
@@ -24,7 +25,7 @@ class Request:
         params: how to write on.
         stop_ids: tokens that end the answer.
         row: a cache row that already holds the beginning of the sequence; None takes a free one.
-        position: tokens that the row has read.
+        position: tokens of the same sequence before the prompt.
         keep_row: leave the row to the caller at the end, instead of releasing it.
         seen: tokens of the same sequence before the prompt, for the repetition penalty; it is kept up to date.
         grammar: what the answer must follow; its state belongs to this request alone.
@@ -33,6 +34,7 @@ class Request:
             log-probabilities of the prompt. Nothing is then taken from a snapshot: the whole prompt is read.
         reuse: whether what was read before may be taken from a snapshot, and this be kept in one.
         salt: only snapshots that were kept with the same salt are taken.
+        held: what its row holds, where it is read by overlapping windows; it is kept up to date.
 
     Raises:
         EmptyPromptError: a prompt of no tokens.
@@ -52,6 +54,7 @@ class Request:
     prompt_logprobs: int | None = None
     reuse: bool = True
     salt: bytes = b""
+    held: Held | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -139,8 +142,12 @@ class Sequence:
 
     @property
     def n_unread(self) -> int:
-        """Known tokens that are not in the cache yet: the rest of the prompt, or the last token written."""
-        return self.n_known - self.n_read
+        """Known tokens that are not in the cache yet: the rest of the prompt, or the last token written.
+
+        Those that are to be read again come first.
+        """
+        again = 0 if self.request.held is None else len(self.request.held.again)
+        return again + self.n_known - self.n_read
 
     @property
     def reading(self) -> bool:
@@ -149,11 +156,65 @@ class Sequence:
 
     @property
     def position(self) -> int:
-        """Absolute position of the next token to read."""
-        return self.request.position + self.n_read
+        """Position of the next token to read: absolute, or in the reading where windows overlap."""
+        held = self.request.held
+        return self.request.position + self.n_read if held is None else len(held.row)
+
+    @property
+    def most(self) -> int:
+        """The most tokens that can be read next."""
+        held = self.request.held
+        return self.n_unread if held is None else min(self.n_unread, held.room)
+
+    def settle(self) -> None:
+        """Make sure that the row can take all that is known; see `Held.settle`."""
+        held = self.request.held
+        if held is not None and self.n_unread > held.room:
+            self.n_read += held.settle(self._waiting())
+
+    def advance(self, count: int) -> int:
+        """Note that the next `count` tokens are in the cache; how many of them were read for the prompt's sake."""
+        held, before = self.request.held, self.n_read
+        self.n_read += count if held is None else held.read(count, self._waiting(count))
+        if held is not None:
+            return 0 if self.output_ids else count
+        return max(0, min(self.n_read, len(self.request.prompt_ids)) - before)
+
+    def lose(self) -> None:
+        """Note that the row was emptied, and must be read again."""
+        if self.request.held is not None:
+            self.request.held.lose()
+        else:
+            self.n_read = 0
+        self.n_reused = 0
 
     def next_tokens(self, count: int) -> list[int]:
         """The next `count` unread tokens."""
+        held = self.request.held
+        if held is not None:
+            again = [token.token_id for token in held.again[:count]]
+            return again + self._unread(count - len(again))
+        return self._unread(count)
+
+    def next_flags(self, count: int) -> list[bool]:
+        """Which of the next `count` unread tokens are pinned."""
+        held = self.request.held
+        again = [] if held is None else [token.pinned for token in held.again[:count]]
+        return again + self._flags(count - len(again))
+
+    def _waiting(self, count: int | None = None) -> list[tuple[int, bool]]:
+        """The next tokens that were never read, and whether they are pinned."""
+        count = self.n_known - self.n_read if count is None else min(count, self.n_known - self.n_read)
+        return list(zip(self._unread(count), self._flags(count), strict=True))
+
+    def _flags(self, count: int) -> list[bool]:
+        first, flags = self.n_read, [False] * count
+        for run in self.request.pins:
+            for index in range(max(run.start, first), min(run.stop, first + count)):
+                flags[index - first] = True
+        return flags
+
+    def _unread(self, count: int) -> list[int]:
         n_prompt, end = len(self.request.prompt_ids), self.n_read + count
         if self.n_read >= n_prompt:
             return self.output_ids[self.n_read - n_prompt : end - n_prompt]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sash.engine.lanes import Lanes, Place
-from sash.engine.request import Lost, Request, Result, Sequence, Token, Work
+from sash.engine.request import Lost, Result, Sequence, Token, Work
 from sash.errors import DoesNotFitError, NumericalError, SashError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
@@ -62,6 +62,7 @@ class Runner:
 
     def _attempt(self, place: Place, works: list[Work]) -> Results:
         """One forward of all, or where that fails one of each."""
+        _empty_rows(works, place.cache)
         try:
             hidden_TD = place.network(_pack(works, place.cache), place.cache)
         except Exception as error:
@@ -182,10 +183,17 @@ def _batches(works: list[Work], network: Network) -> list[list[Work]]:
     return together + [[work] for work in works if work.sequence.reading]
 
 
+def _empty_rows(works: list[Work], cache: KVCache) -> None:
+    """Where windows overlap, each reading begins in an empty row."""
+    for work in works:
+        if work.sequence.request.held is not None and not work.sequence.position and cache.lengths[_row(work.sequence)]:
+            cache.wipe(_row(work.sequence))
+
+
 def _pack(works: list[Work], cache: KVCache) -> Batch:
     flags = None
     if any(work.sequence.request.pins for work in works):
-        flags = [_flags(work.sequence.request, work.sequence.n_read, work.n_tokens) for work in works]
+        flags = [work.sequence.next_flags(work.n_tokens) for work in works]
     return Batch.pack(
         [work.sequence.next_tokens(work.n_tokens) for work in works],
         [work.sequence.position for work in works],
@@ -193,15 +201,6 @@ def _pack(works: list[Work], cache: KVCache) -> Batch:
         pinned=flags,
         device=cache.device,
     )
-
-
-def _flags(request: Request, first: int, count: int) -> list[bool]:
-    """Which of the tokens first..first+count-1 of a request are pinned."""
-    flags = [False] * count
-    for run in request.pins:
-        for index in range(max(run.start, first), min(run.stop, first + count)):
-            flags[index - first] = True
-    return flags
 
 
 def _scores(logits_NV: Tensor, wanted: Many[int], n_top: int) -> list[Token]:

@@ -60,7 +60,7 @@ class Pace:
         `first` says that nobody else reads in this step: then it does, whatever its chunk.
         """
         position = sequence.position
-        end = position + sequence.n_unread
+        end = position + sequence.most
         if self.next_point is not None:
             end = min(end, self.next_point(position))
         if self.anywhere is not None and self.anywhere(sequence.lane):
@@ -137,6 +137,8 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """The next step of those with a row: first those that write, in the order they came, then those that read."""
+        for sequence in self._running:
+            sequence.settle()
         writing = [Work(sequence, 1, True) for sequence in self._running if not sequence.reading]
         readers = [sequence for sequence in self._running if sequence.reading]
         left = self.pace.allowance(len(writing))
@@ -161,12 +163,10 @@ class Scheduler:
             if sequence.finish_reason is not None:
                 continue
             if isinstance(result, Lost):
-                sequence.n_read = sequence.n_reused = 0
+                sequence.lose()
                 sequence.prompt_logprobs.clear()
                 continue
-            before = sequence.n_read
-            sequence.n_read += work.n_tokens
-            read = max(0, min(sequence.n_read, len(sequence.request.prompt_ids)) - before)
+            read = sequence.advance(work.n_tokens)
             if isinstance(result, SashError):
                 events.append(self.fail(sequence, result, read))
                 continue

@@ -1,6 +1,6 @@
-"""Perplexity: how well a model predicts a text, read once through its rolling buffer.
+"""Perplexity: how well a model predicts a text, read once through its rolling buffer, or by overlapping windows.
 
-Shape suffixes: N tokens, D dim, V vocabulary.
+Shape suffixes: N tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sash.errors import EmptyPromptError, UsageError
+from sash.errors import EmptyPromptError
 from sash.lm import LM
-from sash.network.batch import Batch
-from sash.reading import HEAD_ROWS
 from sash.session import check_ids
 
 Progress = Callable[[int], None]
@@ -52,6 +49,11 @@ class Perplexity:
         return self.nll * self.n_tokens / math.log(2) / self.n_bytes if self.n_bytes else None
 
     @property
+    def reads_a_token(self) -> float:
+        """Tokens read for each one that was predicted."""
+        return self.n_read / self.n_tokens if self.n_tokens else 0.0
+
+    @property
     def speed(self) -> float:
         """Tokens read a second."""
         return self.n_read / self.seconds if self.seconds else 0.0
@@ -65,15 +67,18 @@ class Perplexity:
             "perplexity": self.perplexity,
             "bits_per_byte": self.bits_per_byte,
             "tokens_read": self.n_read,
+            "tokens_read_per_token": self.reads_a_token,
             "seconds": self.seconds,
             "tokens_per_second": self.speed,
         }
 
 
 def perplexity(lm: LM, ids: list[int], *, chunk: int | None = None, progress: Progress | None = None) -> Perplexity:
-    """Score a text, read once, chunk by chunk, through the rolling buffer.
+    """Score a text, read once, chunk by chunk, through the rolling buffer; or again and again by overlapping windows.
 
-    Memory is that of the model, its cache and one chunk, whatever the length of the text.
+    Memory is that of the model, its cache and one chunk, whatever the length of the text. A model that reads by
+    overlapping windows (`LM.with_overlap`) scores a text as StreamingLLM's re-computation does (arXiv 2309.17453,
+    figure 1c): exactly so with a stride of 1, at `window` tokens read for each that is predicted. `n_read` counts them.
 
     Args:
         lm: the model, with its window and pins as they are to be measured.
@@ -88,76 +93,35 @@ def perplexity(lm: LM, ids: list[int], *, chunk: int | None = None, progress: Pr
     _check(lm, ids)
     start = time.perf_counter()
     scores = lm.score(ids, chunk or lm.chunk, progress)
+    n_read = len(ids)
+    if lm.overlap is not None:
+        lead = lm.overlap.pins or int(ids[0] == lm.tokenizer.bos_id and lm.overlap.window > 1)
+        own = [stop - start for start, stop in readings(len(ids), lm.overlap.window, lm.overlap.stride, lead)]
+        n_read = sum(own) + lead * (len(own) - 1)
     return Perplexity(
         n_tokens=len(ids) - 1,
         n_bytes=_n_bytes(lm, ids[1:]),
         nll=-float(scores.double().mean()),
-        n_read=len(ids),
+        n_read=n_read,
         seconds=time.perf_counter() - start,
     )
 
 
-def reread_perplexity(
-    lm: LM, ids: list[int], window: int, *, stride: int = 1, progress: Progress | None = None
-) -> Perplexity:
-    """Score a text by reading the last `window` tokens afresh for every prediction: StreamingLLM's re-computation.
+def readings(n_tokens: int, window: int, stride: int, lead: int = 0) -> list[tuple[int, int]]:
+    """The readings of a text by overlapping windows: (start, stop), the tokens start..stop - 1.
 
-    This is the quality that a window of that size can give at best: nothing is cached, positions begin at 0 each time
-    (arXiv 2309.17453, figure 1c). With `stride` = 1 that is exact, and costs `window` tokens a prediction. A larger
-    stride predicts that many tokens from one reading: the last of them sees `window` tokens, the first of them
-    window - stride + 1, so the result is an upper bound that approaches the exact one from above.
-
-    A text that begins with the model's begin-of-text id has it in front of every reading, as one of the `window`.
-
-    Args:
-        lm: the model without a forced window.
-        ids: token ids.
-        window: tokens of each reading.
-        stride: tokens predicted from each reading, at most `window`.
-        progress: called with the number of tokens predicted after each reading.
-
-    Raises:
-        EmptyPromptError: fewer than 2 tokens.
-        UsageError: a window or stride that cannot be, or an id outside of the vocabulary.
-    """
-    _check(lm, ids)
-    if window < 1 or not 1 <= stride <= window:
-        raise UsageError(f"re-reading needs 1 <= stride <= window; got a stride of {stride} and a window of {window}")
-    lead = ids[:1] if ids[0] == lm.tokenizer.bos_id and window > 1 else []
-    began = time.perf_counter()
-    total, n_read = 0.0, 0
-    for first, stop, start in readings(len(ids), window, stride, len(lead)):
-        read = [*(lead if start else []), *ids[start : stop - 1]]
-        n_read += len(read)
-        with torch.inference_mode():
-            hidden_ND = lm.decoder(Batch.pack([read], device=lm.device))
-            total += float(_log_likelihood(lm, hidden_ND[first - stop :], ids[first:stop]))
-        if progress is not None:
-            progress(stop - first)
-    return Perplexity(
-        n_tokens=len(ids) - 1,
-        n_bytes=_n_bytes(lm, ids[1:]),
-        nll=-total / (len(ids) - 1),
-        n_read=n_read,
-        seconds=time.perf_counter() - began,
-    )
-
-
-def readings(n_tokens: int, window: int, stride: int, lead: int = 0) -> list[tuple[int, int, int]]:
-    """Which tokens each re-reading predicts, and where it starts: (first, stop, start), the tokens first..stop - 1.
-
-    It reads the tokens start..stop - 2, after `lead` others unless start is 0: `window` in all, or as many as there
-    are. The first reading predicts all that it can.
+    The first begins at 0, and each other one has `lead` tokens in front of its own: `window` in all, or for the last as
+    many as are left.
 
     >>> readings(6, window=3, stride=1)
-    [(1, 4, 0), (4, 5, 1), (5, 6, 2)]
-    >>> readings(10, window=4, stride=2)
-    [(1, 5, 0), (5, 7, 2), (7, 9, 4), (9, 10, 5)]
+    [(0, 3), (1, 4), (2, 5), (3, 6)]
+    >>> readings(9, window=4, stride=2)
+    [(0, 4), (2, 6), (4, 8), (6, 9)]
     """
-    found = [(1, min(n_tokens, window + 1), 0)]
-    while (first := found[-1][1]) < n_tokens:
-        stop = min(n_tokens, first + max(1, min(stride, window - lead)))
-        found.append((first, stop, max(0, stop - 1 - (window - lead))))
+    found = [(0, min(n_tokens, window))]
+    while (before := found[-1][1]) < n_tokens:
+        stop = before + min(stride, window - lead)
+        found.append((stop - window + lead, min(n_tokens, stop)))
     return found
 
 
@@ -165,16 +129,6 @@ def _check(lm: LM, ids: list[int]) -> None:
     if len(ids) < 2:
         raise EmptyPromptError("perplexity needs 2 tokens or more: give a longer text")
     check_ids(ids, lm.config.vocab_size)
-
-
-def _log_likelihood(lm: LM, hidden_ND: Tensor, wanted: list[int]) -> Tensor:
-    """Summed logarithmic probability of the tokens that follow, float64; logits are held for a slice of rows."""
-    wanted_N = torch.tensor(wanted, device=hidden_ND.device)
-    total = torch.zeros((), dtype=torch.float64)
-    for start in range(0, len(wanted), HEAD_ROWS):
-        rows = slice(start, start + HEAD_ROWS)
-        total += chosen(lm.decoder.logits(hidden_ND[rows]), wanted_N[rows]).double().sum().cpu()
-    return total
 
 
 def chosen(logits_NV: Tensor, next_N: Tensor) -> Tensor:

@@ -207,6 +207,61 @@ def audit_of(seen: Cone, parts: Sequence[Part]) -> Audit:
     return Audit(position=seen.n_tokens, n_layers=len(seen.layers), parts=told)
 
 
+def audit_reading(
+    patterns: Sequence[AttentionPattern],
+    position: int,
+    in_sight: Sequence[int],
+    parts: Sequence[Part],
+    pinned_positions: Sequence[int] = (),
+) -> Audit:
+    """The audit of a text of which only some tokens were read (again) in a row of their own: all others are out.
+
+    Args:
+        patterns: of the layers, from the input up.
+        position: as in `audit`.
+        in_sight: positions of the tokens in the row, in its order.
+        parts: as in `audit`.
+        pinned_positions: flagged tokens.
+
+    >>> parts = [("a", range(2)), ("b", range(2, 9))]
+    >>> found = audit_reading([AttentionPattern(window=4)] * 9, 20, [0, 17, 18, 19], parts)
+    >>> [part.verdict for part in found.parts], found.parts[0].direct
+    (['mixed', 'out'], 1)
+    """
+    index_of = {at: index for index, at in enumerate(in_sight)}
+    seen = cone(patterns, len(in_sight), pinned_positions=[index_of[at] for at in pinned_positions if at in index_of])
+    told = []
+    for name, span in parts:
+        ranges: list[range] = []
+        for index in (index_of[at] for at in span if at in index_of):
+            if ranges and ranges[-1].stop == index:
+                ranges[-1] = range(ranges[-1].start, index + 1)
+            else:
+                ranges.append(range(index, index + 1))
+        told.append(_joined(name, span, [_part(seen, name, piece) for piece in ranges]))
+    return Audit(position=position, n_layers=len(patterns), parts=tuple(told))
+
+
+def _joined(name: str, span: range, pieces: Sequence[PartAudit]) -> PartAudit:
+    """A part of which only some pieces were read."""
+    n_read = sum(len(piece.span) for piece in pieces)
+    whole = set[int].intersection(*(set(piece.layers) for piece in pieces)) if n_read == len(span) else set()
+    some = {layer for piece in pieces for layer in (*piece.layers, *piece.layers_in_part)}
+    hops = [hop for piece in pieces if piece.hops is not None for hop in piece.hops]
+    return PartAudit(
+        name=name,
+        span=span,
+        direct=sum(piece.direct for piece in pieces),
+        pinned=sum(piece.pinned for piece in pieces),
+        global_seen=sum(piece.global_seen for piece in pieces),
+        relay=sum(piece.relay for piece in pieces),
+        out=len(span) - n_read + sum(piece.out for piece in pieces),
+        layers=tuple(sorted(whole)),
+        layers_in_part=tuple(sorted(some - whole)),
+        hops=(min(hops), max(hops)) if hops else None,
+    )
+
+
 def _part(seen: Cone, name: str, span: range) -> PartAudit:
     if not 0 <= span.start < span.stop <= seen.n_tokens or span.step != 1:
         raise UsageError(f"tokens {span.start} to {span.stop - 1} are no part of the {seen.n_tokens:,} that were read")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from sash.explain.audit import Part, Verdict, audit
+from sash.explain.audit import Audit, Part, Verdict, audit
 from sash.network.config import ModelConfig
 from sash.text.spans import content_spans, message_spans, sentences
 
@@ -130,13 +130,23 @@ def _named(
     return Instruction(name=name, pin=pin, size=len(span) if size is None else size, sentences=parts) if parts else None
 
 
-def leaving(config: ModelConfig, instruction: Instruction, position: int, pinned: Sequence[int] = ()) -> Leaving | None:
+def leaving(
+    config: ModelConfig,
+    instruction: Instruction,
+    position: int,
+    pinned: Sequence[int] = (),
+    audited: Callable[[Sequence[Part], int], Audit] | None = None,
+) -> Leaving | None:
     """The first sentence of an instruction that some layer does not show whole to the token written at `position`.
 
-    `pinned` are the positions that are flagged to stay.
+    `pinned` are the positions that are flagged to stay; `audited` tells what that token can know of parts where
+    windows do not roll.
     """
     parts = [part for part in instruction.sentences if part[1].stop <= position]
-    seen = audit(config.patterns, position, parts, pinned_positions=[at for at in pinned if at < position])
+    if audited is None:
+        seen = audit(config.patterns, position, parts, pinned_positions=[at for at in pinned if at < position])
+    else:
+        seen = audited(parts, position)
     gone = next((part for part in seen.parts if len(part.layers) < config.n_layers), None)
     if gone is None:
         return None
