@@ -136,7 +136,9 @@ def obtain(name: str) -> None:
         fetch(name)
 
 
-LOADING = {"chunk": "512", "dtype": None, "device": "cpu", "threads": None, "kv": "auto", "weights": "auto"}
+LOADING = {
+    "chunk": "512", "dtype": None, "device": "cpu", "threads": None, "kv": "auto", "weights": "auto", "overlap": None,
+}  # fmt: skip
 """Options that tell how a model is loaded, with what they are unless told."""
 
 

@@ -195,9 +195,9 @@ def command(
 ) -> int:
     """Read a prompt or files through the window and write on.
 
-    Files come first, then PROMPT; without either, standard input is read. Instruct models get all of it as one
-    user message, base models as plain text. A model that is not here is pulled. With --server URL a server does it,
-    and what is said without MODEL is the PROMPT. Ctrl-C ends the answer, and the exit code is then 130.
+    Files come first, then PROMPT; without either, standard input is read. Instruct models get all of it as one user
+    message, base models as plain text. With --server URL a server does it, and what is said without MODEL is the
+    PROMPT. Ctrl-C ends the answer, and the exit code is then 130.
     """
     may_slide = _may_slide(overflow, tells_logprobs=logprobs is None or as_json)
     params = options.sampling(
@@ -205,14 +205,11 @@ def command(
         repetition_penalty=repetition_penalty, seed=seed, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos,
     )  # fmt: skip
     watched = Watched.of(pin, pin_budget, pin_overflow, instruction, mark, audit)
-    if server is not None and prompt is None:
-        model, prompt = None, model
+    model, prompt = (None, model) if server is not None and prompt is None else (model, prompt)
     given = Prompt.check(_files(file, prompt), prompt, chat=chat, system=system, safe_prompt=safe_prompt)
     loading = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv, "weights": weights}
     if server is not None:
-        if overlap is not None:
-            raise UsageError("--overlap is not offered by servers: leave it out, or leave out --server")
-        options.check_unsaid(loading)
+        options.check_unsaid({**loading, "overlap": overlap})
         field = window_field(*options.parse_view(window, pins), may_slide=may_slide)
         asked = Asked(model=model, window=field, watched=watched, as_json=as_json, show_stats=stats)
         return run_at(Server(server, api_key), given, params, asked)
