@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,13 +149,17 @@ def test_packed_sequences_see_only_themselves():
 def patterns(draw: st.DrawFn, max_window: int = 9) -> AttentionPattern:
     causal = draw(st.booleans())
     window = draw(st.integers(1, max_window) if causal else st.sampled_from(range(1, max_window + 1, 2)))
+    pins, pin_by = draw(st.integers(0, window)) if causal else 0, draw(st.sampled_from(["first", "flag"]))
+    global_tokens, dilation = draw(st.booleans()), draw(st.sampled_from([1, 1, 2, 3, 5]))
+    bounded = causal and global_tokens and not (pins and pin_by == "first") and draw(st.booleans())
     return AttentionPattern(
         window=window,
         causal=causal,
-        pins=draw(st.integers(0, window)) if causal else 0,
-        pin_by=draw(st.sampled_from(["first", "flag"])),
-        global_tokens=draw(st.booleans()),
-        dilation=draw(st.sampled_from([1, 1, 2, 3, 5])),
+        pins=pins,
+        pin_by=pin_by,
+        global_tokens=global_tokens,
+        dilation=dilation,
+        global_reach=(window - 1) * dilation + draw(st.integers(1, 30)) if bounded else None,
     )
 
 
@@ -243,6 +248,42 @@ def test_capacity_is_the_window_and_the_pins():
     assert AttentionPattern(window=4096).capacity() == 4096
     assert AttentionPattern(window=4096, pins=4).capacity() == 4100
     assert AttentionPattern(window=4, dilation=3).capacity() == 10
+
+
+def test_global_tokens_take_the_slots_of_pins():
+    pattern = AttentionPattern(window=4, pins=2, pin_by="flag", global_tokens=True)
+    assert pattern.holds_global
+    assert pattern.capacity() == 6
+    flagged = tokens(8, flagged_global=[1], pinned=[0])
+    assert pattern.is_pin(flagged).tolist() == [True, True] + [False] * 6
+    for other in ({"pins": 0}, {"pin_by": "first"}, {"global_tokens": False}):
+        kept = AttentionPattern(**{"window": 4, "pins": 2, "pin_by": "flag", "global_tokens": True, **other})
+        assert not kept.holds_global
+        assert (kept.capacity() is None) is kept.global_tokens
+
+
+def test_a_global_query_sees_as_far_as_it_may():
+    pattern = AttentionPattern(window=3, pins=2, pin_by="flag", global_tokens=True, global_reach=6)
+    seen = grid(pattern, tokens(16, flagged_global=[0, 14]))
+    assert np.flatnonzero(seen[14]).tolist() == [0, 9, 10, 11, 12, 13, 14]
+    assert np.flatnonzero(seen[13]).tolist() == [0, 11, 12, 13]
+    assert np.flatnonzero(seen[15]).tolist() == [0, 13, 14, 15]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"window": 4, "global_reach": 9},
+        {"window": 4, "global_tokens": True, "global_reach": 3},
+        {"window": 4, "dilation": 2, "global_tokens": True, "global_reach": 6},
+        {"window": 4, "pins": 1, "global_tokens": True, "global_reach": 9},
+        {"global_tokens": True, "global_reach": 9},
+        {"window": 5, "causal": False, "global_tokens": True, "global_reach": 9},
+    ],
+)
+def test_a_reach_of_global_queries_that_cannot_be_is_refused(fields: dict[str, Any]):
+    with pytest.raises(ConfigError, match="global_reach"):
+        AttentionPattern(**fields)
 
 
 @pytest.mark.parametrize(

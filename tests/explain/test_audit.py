@@ -33,13 +33,17 @@ def random_stack(rng: random.Random, n: int) -> tuple[list[AttentionPattern], li
             continue
         window = rng.randint(1, 6)
         by_flag = rng.random() < 0.5 and window >= len(flagged)
+        pins = len(flagged) if by_flag else rng.choice([0, 0, min(2, window)])
+        dilation, global_tokens = rng.choice([1, 1, 1, 1, 2, 3]), rng.random() < 0.15
+        bounded = global_tokens and (by_flag or not pins) and rng.random() < 0.5
         layers.append(
             AttentionPattern(
                 window=window,
                 pin_by="flag" if by_flag else "first",
-                pins=len(flagged) if by_flag else rng.choice([0, 0, min(2, window)]),
-                dilation=rng.choice([1, 1, 1, 1, 2, 3]),
-                global_tokens=rng.random() < 0.15,
+                pins=pins,
+                dilation=dilation,
+                global_tokens=global_tokens,
+                global_reach=(window - 1) * dilation + rng.randint(1, n) if bounded else None,
             )
         )
     return layers, flagged, rng.sample(range(n), rng.choice([0, 0, 0, 1, 2]))

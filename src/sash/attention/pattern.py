@@ -72,7 +72,10 @@ class AttentionPattern:
             query's own key, so it is odd: 513 is what Longformer configurations call 512.
         pins: how many positions of a sequence stay visible beyond the window (attention sinks, system prompts).
         pin_by: which positions those are: the "first" n of the sequence, or up to n tokens that carry a "flag".
-        global_tokens: whether flagged tokens see all and are seen by all (Longformer, section 3.1).
+        global_tokens: whether flagged tokens see all and are seen by all (Longformer, section 3.1). Causal, they see
+            all that came before, and with pins by flag they take the slots of pins: see `holds_global`.
+        global_reach: how many tokens back a causal global query sees, itself included; None for all. Keys that are
+            pinned or global it sees from anywhere.
         dilation: distance between neighbouring keys of the window (Longformer, figure 2c); 1 for none.
         causal: whether a query sees only keys at its own position and before.
         annex: slots beside ring and pins for keys that are brought in between steps, from outside of the window
@@ -86,6 +89,7 @@ class AttentionPattern:
     dilation: int = 1
     causal: bool = True
     annex: int = 0
+    global_reach: int | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
@@ -112,6 +116,17 @@ class AttentionPattern:
             raise ConfigError(f"an annex counts slots, so it is 0 or more; got {self.annex}")
         if self.annex and (self.window is None or not self.causal):
             raise ConfigError("an annex holds what a causal window lost, and this pattern loses nothing")
+        if self.annex and self.holds_global:
+            raise ConfigError("an annex would show global queries twice what they see in the log: use one of the two")
+        if self.global_reach is not None:
+            if not self.causal or not self.global_tokens or self.window is None:
+                raise ConfigError("global_reach bounds what global tokens of causal windows see")
+            if self.pins and self.pin_by == "first":
+                raise ConfigError("global_reach goes with pins by flag, or with none")
+            if self.global_reach < (self.window - 1) * self.dilation + 1:
+                raise ConfigError(
+                    f"global_reach is no smaller than the window of {self.window}; got {self.global_reach}"
+                )
 
     def allows(self, query: TokenMeta, key: TokenMeta) -> Any:
         """Whether each query may see each key: a bool, or an array of the broadcast shape.
@@ -136,10 +151,26 @@ class AttentionPattern:
         if self.pins:
             near = near | (key.pinned if self.pin_by == "flag" else key.position < self.pins)
         if self.global_tokens:
-            near = near | query.is_global | key.is_global
+            far = query.is_global if self.global_reach is None else query.is_global & (distance < self.global_reach)
+            near = near | far | key.is_global
         if self.annex:
             near = near | key.annexed
         return same & near
+
+    @property
+    def holds_global(self) -> bool:
+        """Whether global tokens live in a rolling buffer: their keys in slots of pins, what their queries see in a log.
+
+        So does a causal pattern with pins by flag. The ring keeps W slots and the pins', whatever the length; global
+        tokens and pinned ones share the pins' slots, and meet queries at the clamped distance. A global query sees its
+        window, all pins, and what is older in the log behind the ring, there at the true distance; a ring of such a
+        pattern always has a log. Without pins a causal pattern is Longformer's to the letter, in a cache that grows.
+        """
+        return self.global_tokens and self.causal and self.pins > 0 and self.pin_by == "flag"
+
+    def flagged(self, pinned: Any, is_global: Any) -> Any:
+        """Of tokens with these flags, which take a slot of a pin where pins are chosen by flag."""
+        return pinned | is_global if self.holds_global else pinned
 
     def is_pin(self, key: TokenMeta) -> Any:
         """Whether each key is one that stays visible beyond the window.
@@ -149,7 +180,8 @@ class AttentionPattern:
         """
         if not self.pins:
             return key.position != key.position
-        pinned = (key.pinned if self.pin_by == "flag" else key.position < self.pins) & (key.position >= 0)
+        chosen = self.flagged(key.pinned, key.is_global) if self.pin_by == "flag" else key.position < self.pins
+        pinned = chosen & (key.position >= 0)
         return pinned & (key.annexed == 0) if self.annex else pinned
 
     def clamp(self, position: Any, last_pin: Any) -> Any:
@@ -179,14 +211,19 @@ class AttentionPattern:
         return None if self.window is None else self._arm * self.dilation
 
     def capacity(self) -> int | None:
-        """Slots that a cache needs for any length of a sequence, pins and annex included; None where it must grow.
+        """Slots that attention needs for any length of a sequence, pins and annex included; None where they must grow.
 
-        A causal query flagged global sees all that came before, so such a pattern has no bound.
+        A causal query flagged global sees all that came before, so such a pattern has no bound; but where a log has
+        what only global queries see, `holds_global`, the others need no more than window and pins.
 
         >>> AttentionPattern(window=4096, pins=4).capacity()
         4100
+        >>> AttentionPattern(window=4096, pins=64, pin_by="flag", global_tokens=True).capacity()
+        4160
+        >>> AttentionPattern(window=4096, global_tokens=True).capacity() is None
+        True
         """
-        if self.window is None or not self.causal or self.global_tokens:
+        if self.window is None or not self.causal or (self.global_tokens and not self.holds_global):
             return None
         return (self.window - 1) * self.dilation + 1 + self.pins + self.annex
 
@@ -205,7 +242,7 @@ class AttentionPattern:
 
         Raises:
             UsageError: a negative `n_tokens`.
-            PinsError: more flagged positions than the pattern has pins.
+            PinsError: more positions flagged to stay than the pattern has pins.
 
         >>> AttentionPattern().visible_pairs(16_384), AttentionPattern(window=4096).visible_pairs(16_384)
         (134225920, 58722304)
@@ -225,11 +262,11 @@ class AttentionPattern:
             steps = _steps_behind(n, arm, self.dilation) - _steps_behind(rest, arm, self.dilation)
             pairs += n * (n - 1) // 2 - rest * (rest - 1) // 2 - steps
         flagged: set[int] = set()
+        seers = {p for p in global_positions if 0 <= p < n} if self.global_tokens else set()
         if self.pins and self.pin_by == "flag":
             flagged.update(pinned_positions)
             if len(flagged) > self.pins:
                 raise PinsError(f"{len(flagged)} tokens are flagged as pins, and the pattern holds {self.pins}")
-        seers = {p for p in global_positions if 0 <= p < n} if self.global_tokens else set()
         seen = sorted(p for p in flagged | seers if n_first <= p < n)
         pairs += sum(self._beyond(n - 1 - key) + (0 if self.causal else self._beyond(key)) for key in seen)
         return pairs + self._pairs_of_global_queries(n, n_first, seen, seers)
@@ -258,11 +295,12 @@ class AttentionPattern:
             low, high = query - self._arm * self.dilation, min(last, query + self._arm * self.dilation)
             alike = by_residue.get(query % self.dilation, [])
             in_window = bisect_right(alike, high) - bisect_left(alike, low)
-            shown = bisect_right(seen, last) - in_window
+            behind = query if self.global_reach is None else min(query, self.global_reach - 1)
+            shown = bisect_right(seen, last) - bisect_left(seen, query - behind) - in_window
             nearest = max(0, -((n_first - 1 - query) // self.dilation))  # steps back to the last of the first pins
             first_in_window = max(0, min(self._arm, query // self.dilation) - nearest + 1)
             shown += min(n_first, query + 1) - first_in_window if n_first else 0
-            pairs += self._beyond(query) + (0 if self.causal else self._beyond(n - 1 - query)) - shown
+            pairs += self._beyond(behind) + (0 if self.causal else self._beyond(n - 1 - query)) - shown
         return pairs
 
     def flops(

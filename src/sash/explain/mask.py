@@ -103,8 +103,8 @@ def band_matrix(
     tokens = [
         TokenMeta(position=i, pinned=i in pinned_positions, is_global=i in global_positions) for i in range(n_tokens)
     ]
-    window = replace(pattern, pins=0, global_tokens=False)
-    held = replace(pattern, global_tokens=False)
+    window = replace(pattern, pins=0, global_tokens=False, global_reach=None)
+    held = replace(pattern, global_tokens=False, global_reach=None)
 
     def letter(query: TokenMeta, key: TokenMeta) -> Letter:
         if not pattern.allows(query, key):

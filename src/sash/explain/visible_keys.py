@@ -45,10 +45,12 @@ class Flagged:
         if not pattern.global_tokens or queries.last is None:
             return Spans()
         keys = self.is_global.within(0, queries.last + 1 if pattern.causal else self.n)
-        seers = (queries - (queries - self.is_global)).last
-        if seers is None:
+        seers = queries - (queries - self.is_global)
+        if seers.last is None:
             return keys
-        return keys | Spans.of([(0, seers + 1 if pattern.causal else self.n)])
+        if pattern.global_reach is not None:
+            return keys | seers.smeared(pattern.global_reach - 1, -1).within(0, self.n)
+        return keys | Spans.of([(0, seers.last + 1 if pattern.causal else self.n)])
 
     def keys(self, pattern: AttentionPattern, queries: Spans) -> Spans:
         """All keys that any of `queries` sees."""
