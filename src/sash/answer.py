@@ -31,12 +31,13 @@ class Answer:
         stop: Many[str] = (),
         continues: bool = True,
         pinned: Many[int] = (),
+        seers: Many[int] = (),
     ) -> None:
         """`continues` says that the answer goes on the prompt's text, so that a space in front of it counts.
 
-        `pinned` are the positions of the sequence that are flagged to stay visible.
+        `pinned` are the positions of the sequence that are flagged to stay visible, `seers` those that are global.
         """
-        self._sequence, self._cache, self._pinned = sequence, cache, pinned
+        self._sequence, self._cache, self._pinned, self._seers = sequence, cache, pinned, seers
         self._stop_ids = sequence.request.stop_ids
         self._detokenizer = Detokenizer(tokenizer, continues=continues)
         self._matcher = StopMatcher(stop)
@@ -103,7 +104,7 @@ class Answer:
         length = sequence.request.position + sequence.n_known
         held = sequence.request.held
         if held is None:
-            view, n_kept = View.of(config, length, self._pinned), length
+            view, n_kept = View.of(config, length, self._pinned, self._seers), length
         else:
             in_sight = held.in_sight(sequence.n_known - sequence.n_read)
             view, n_kept = View.of_reading(config, length, *in_sight), in_sight[0]

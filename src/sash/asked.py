@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sash.completion import Completion
@@ -12,6 +12,7 @@ from sash.explain.audit import Audit, Part, audit, audit_reading
 from sash.explain.prompt_parts import marked_parts, prompt_parts
 from sash.network.config import ModelConfig
 from sash.text.pins import Contract
+from sash.text.sight import Sight
 from sash.text.tokenizer import Tokenizer
 
 Marks = str | Sequence[str | range]
@@ -25,17 +26,29 @@ class Asked:
     Attributes:
         ids: its tokens.
         pins: those that stay visible to all later ones.
+        seers: those that are global: they stay, and see all that came before. Those after the prompt are to be written.
         parts: what an audit tells of; None for no audit.
     """
 
     ids: list[int]
     pins: tuple[range, ...] = ()
+    seers: tuple[range, ...] = ()
     parts: tuple[Part, ...] | None = None
 
     @property
     def pinned(self) -> list[int]:
         """Positions of the pins."""
         return [at for span in self.pins for at in span]
+
+    @property
+    def global_positions(self) -> list[int]:
+        """Positions that are global."""
+        return [at for span in self.seers for at in span]
+
+    @property
+    def n_flagged(self) -> int:
+        """Slots that pins and global tokens take together."""
+        return len(set().union(*self.pins, *self.seers))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +57,18 @@ class Wishes:
 
     Attributes:
         contract: what is pinned.
+        sight: what is global, in the words that pin; "answer" is what is written.
         audit: whether an audit is wanted, of every sentence or of the parts that are named.
     """
 
     contract: Contract
+    sight: Sight = field(default_factory=Sight)
     audit: bool | Marks = False
 
     @staticmethod
-    def of(pins: Marks, budget: int | None, overflow: str, audit: bool | Marks, config: ModelConfig) -> Wishes:
+    def of(
+        pins: Marks, budget: int | None, overflow: str, audit: bool | Marks, config: ModelConfig, sight: Marks = ()
+    ) -> Wishes:
         """Checked; the first positions that a model pins anyway are a part of the contract.
 
         Raises:
@@ -59,7 +76,8 @@ class Wishes:
         """
         held = max(pattern.pins for pattern in config.patterns)
         contract = Contract.of(pins, budget=budget, overflow=overflow)
-        return Wishes(contract=replace(contract, first=held) if contract else contract, audit=audit)
+        contract = replace(contract, first=held) if contract or sight else contract
+        return Wishes(contract=contract, sight=Sight.of(sight), audit=audit)
 
     def ask(
         self,
@@ -67,9 +85,13 @@ class Wishes:
         tokenizer: Tokenizer,
         ids: list[int],
         messages: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        n_written: int = 0,
         **options: Any,
     ) -> Asked:
         """A prompt with its pins and parts; `messages` and `options` are those of `encode_chat`.
+
+        `n_written` tokens are read after it at most: those that are written, but for the last.
 
         Raises:
             UsageError: something is named that is not in it.
@@ -85,7 +107,14 @@ class Wishes:
         elif self.audit is not False:
             marks = [self.audit] if isinstance(self.audit, str) else self.audit
             parts = marked_parts(tokenizer, ids, marks, messages, **options)
-        return Asked(ids=ids, pins=pins, parts=None if parts is None else tuple(parts))
+        seers: tuple[range, ...] = ()
+        if self.sight:
+            seers = self.sight.fit(
+                self.sight.choose(tokenizer, ids, n_written, messages, **options),
+                pins,
+                self.contract.room(config.windows),
+            )
+        return Asked(ids=ids, pins=pins, seers=seers, parts=None if parts is None else tuple(parts))
 
 
 def audited(
@@ -96,7 +125,8 @@ def audited(
         return completion
     first = len(asked.ids)
     last = first + max(0, len(completion.token_ids) - 1)
-    pair = [audit_at(config, overlap, at, asked.parts, asked.pinned, leads=leads) for at in (first, last)]
+    flags = asked.pinned, asked.global_positions
+    pair = [audit_at(config, overlap, at, asked.parts, *flags, leads=leads) for at in (first, last)]
     return replace(completion, audit=(pair[0], pair[1]))
 
 
@@ -106,11 +136,12 @@ def audit_at(
     position: int,
     parts: Sequence[Part],
     pinned: Sequence[int] = (),
+    seers: Sequence[int] = (),
     *,
     leads: bool = False,
 ) -> Audit:
     """What the token written at `position` can know of `parts`, through windows that roll or overlap."""
     if overlap is None:
-        return audit(config.patterns, position, parts, pinned_positions=pinned)
+        return audit(config.patterns, position, parts, pinned_positions=pinned, global_positions=seers)
     in_sight = overlap.in_sight(position, pinned, leads=leads)
     return audit_reading(config.patterns, position, in_sight, parts, pinned)

@@ -21,6 +21,7 @@ class View:
         length: tokens of the sequence so far.
         direct: tokens that at least one layer sees through its window.
         pinned: tokens that are visible only because they are pinned.
+        global_seen: tokens that are visible only because they are global, or the last token is and sees the log.
         relayed: tokens that reach it through deeper layers only.
         out_of_reach: tokens that no path of layers can carry to it.
         windowed_layers: how many layers have a window; the others see all.
@@ -36,19 +37,21 @@ class View:
     windowed_layers: int
     window: int | None
     held: int = 0
+    global_seen: int = 0
 
     @staticmethod
-    def of(config: ModelConfig, length: int, pinned: Sequence[int] = ()) -> View:
+    def of(config: ModelConfig, length: int, pinned: Sequence[int] = (), seers: Sequence[int] = ()) -> View:
         """The view from the end of a sequence of `length` tokens.
 
-        `pinned` are the positions that are flagged to stay, where the patterns pin by flag.
+        `pinned` are the positions that are flagged to stay, where the patterns pin by flag; `seers` those that are
+        global.
 
         A pin is read by every later token, so it is never out of reach; neither is anything that a pin has seen,
         which the first positions' own past makes nothing.
         """
         by_flag = any(pattern.pin_by == "flag" for pattern in config.patterns)
-        flagged = sorted(at for at in pinned if at < length) if by_flag else []
-        counts = _counts_by_flag(config, length, flagged) if by_flag else _counts(config, length)
+        flagged = sorted({at for at in (*pinned, *seers) if at < length}) if by_flag else []
+        counts = _counts_by_flag(config, length, pinned, seers) if by_flag else (*_counts(config, length), 0)
         backs = [pattern.reach_back or 0 for pattern in config.patterns if pattern.window is not None]
         outside = max(0, length - 1 - min(backs)) if backs else 0
         pins = max(pattern.pins for pattern in config.patterns)
@@ -61,6 +64,7 @@ class View:
             windowed_layers=sum(window is not None for window in config.windows),
             window=config.window,
             held=bisect_left(flagged, outside) if by_flag else min(pins, outside),
+            global_seen=counts[3],
         )
 
     @staticmethod
@@ -95,12 +99,15 @@ def _counts(config: ModelConfig, length: int) -> tuple[int, int, int]:
     return direct, pinned, max(0, reached - direct - max(0, pinned - (length - reached)))
 
 
-def _counts_by_flag(config: ModelConfig, length: int, flagged: list[int]) -> tuple[int, int, int]:
-    """The same where some are flagged: what such a token has seen is relayed by it ever after."""
+def _counts_by_flag(
+    config: ModelConfig, length: int, pinned: Sequence[int], seers: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """The same where some are flagged, and what is seen for being global: such tokens relay what they have seen."""
     if not length:
-        return 0, 0, 0
-    counts = cone(config.patterns, length, pinned_positions=flagged).counts()
-    return counts["direct"], counts["pinned"], counts["relay"]
+        return 0, 0, 0, 0
+    flags = [[at for at in flagged if at < length] for flagged in (pinned, seers)]
+    counts = cone(config.patterns, length, pinned_positions=flags[0], global_positions=flags[1]).counts()
+    return counts["direct"], counts["pinned"], counts["relay"], counts["global"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,6 +73,7 @@ class LM(Reader):
         pins: Marks = (),
         pin_budget: int | None = None,
         pin_overflow: str = "error",
+        global_: Marks = (),
         audit: bool | Marks = False,
         **sampling: Any,
     ) -> Any:
@@ -82,8 +83,11 @@ class LM(Reader):
             prompt: text, token ids, or a list of such; texts get the model's begin-of-text id.
             pins: parts of each prompt that stay visible to all that is read and written later: "text:WORDS" or ranges
                 of positions; see `sash.text.pins`.
-            pin_budget: tokens that may be pinned; by default half of the smallest window.
+            pin_budget: tokens that may be pinned or global; by default half of the smallest window.
             pin_overflow: "error" refuses a prompt over the budget; "head", "tail" and "head+tail" cut its pins.
+            global_: parts of each prompt, named like pins, that stay visible as pins do and that also see all that came
+                before them, however long ago ("answer" is what is written); see `AttentionPattern.holds_global`. What
+                they see lies in a log on the host, so memory grows with the text.
             audit: tell what the first and the last token written could know of every sentence of the prompt, or of the
                 parts that are named like pins; see `Completion.audit`.
             **sampling: fields of `SamplingParams`: max_tokens, temperature, top_p, top_k, min_p, repetition_penalty,
@@ -99,17 +103,19 @@ class LM(Reader):
         """
         several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
         prompts: list[Prompt] = list(prompt) if several else [prompt]  # type: ignore[list-item,arg-type]
-        wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config)
-        asked = [wishes.ask(self.config, self.tokenizer, self._encode(one)) for one in prompts]
-        completions = self._complete(asked, SamplingParams(**_as_tuple(sampling)))
+        wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
+        params = SamplingParams(**_as_tuple(sampling))
+        more = params.max_tokens - 1
+        asked = [wishes.ask(self.config, self.tokenizer, self._encode(one), n_written=more) for one in prompts]
+        completions = self._complete(asked, params)
         return completions if several else completions[0]
 
     def _complete(self, asked: list[Asked], params: SamplingParams, *, continues: bool = True) -> list[Completion]:
         if not asked:
             return []
-        n_pins = max(len(one.pinned) for one in asked)
-        if n_pins > pin_room(self.config):
-            return self._pinning(n_pins)._complete(asked, params, continues=continues)
+        n_flagged, sees = max(one.n_flagged for one in asked), any(one.seers for one in asked)
+        if n_flagged > pin_room(self.config, sees=sees):
+            return self._pinning(n_flagged, sees=sees)._complete(asked, params, continues=continues)
         cache = self.cache(min(len(asked), MAX_SEQUENCES))
         engine = Engine(self.decoder, cache, chunk=self.chunk)
         answers = {}
@@ -118,11 +124,17 @@ class LM(Reader):
             if held is not None and one.pins:
                 held.check_room(len(one.pinned))
             request = Request(
-                prompt_ids=tuple(one.ids), params=params, stop_ids=self.tokenizer.eos_ids, pins=one.pins, held=held
-            )  # fmt: skip
+                prompt_ids=tuple(one.ids),
+                params=params,
+                stop_ids=self.tokenizer.eos_ids,
+                pins=one.pins,
+                seers=one.seers,
+                held=held,
+            )
             sequence = engine.submit(request)
             answer = Answer(
-                sequence, self.tokenizer, cache, stop=params.stop, continues=continues, pinned=one.pinned
+                sequence, self.tokenizer, cache, stop=params.stop, continues=continues,
+                pinned=one.pinned, seers=one.global_positions,
             )  # fmt: skip
             answers[id(sequence)] = (sequence, answer)
         while not engine.idle:
@@ -138,10 +150,19 @@ class LM(Reader):
             for one, completion in zip(asked, done, strict=True)
         ]
 
-    def _pinning(self, room: int) -> LM:
-        """This model with room for flagged pins, in place of any that it has."""
-        lm = self.with_window(None, room, pin_by="flag")
+    def _pinning(self, room: int, *, sees: bool = False) -> LM:
+        """This model with room for flagged pins, in place of any that it has; `sees`: for global tokens."""
+        lm = self.with_global(room) if sees else self.with_window(None, room, pin_by="flag")
         return lm if self.overlap is None else lm.with_overlap(self.overlap.stride)
+
+    def with_global(self, n_tokens: int) -> LM:
+        """This model over the same weights, with room for global tokens and pins; see `ModelConfig.with_global`.
+
+        Raises:
+            PinsError, ConfigError: what cannot be.
+        """
+        decoder = network_with(self.decoder, self.config.with_global(n_tokens))
+        return LM(decoder, self.tokenizer, name=self.name, chunk=self.chunk, kv=self.kv)
 
     def stream(
         self,
@@ -150,6 +171,7 @@ class LM(Reader):
         pins: Marks = (),
         pin_budget: int | None = None,
         pin_overflow: str = "error",
+        global_: Marks = (),
         audit: bool | Marks = False,
         **sampling: Any,
     ) -> Stream:
@@ -157,17 +179,18 @@ class LM(Reader):
 
         Args:
             prompt: text or token ids.
-            pins, pin_budget, pin_overflow, audit: as in `generate`.
+            pins, pin_budget, pin_overflow, global_, audit: as in `generate`.
             **sampling: fields of `SamplingParams`.
 
         Raises:
             EmptyPromptError, UsageError, PinsError: as `generate` does.
         """
-        wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config)
-        asked = wishes.ask(self.config, self.tokenizer, self._encode(prompt))
-        session = self.session(len(asked.pinned))
-        session.feed(asked.ids, pins=asked.pins)
-        stream = session.stream(SamplingParams(**_as_tuple(sampling)))
+        params = SamplingParams(**_as_tuple(sampling))
+        wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
+        asked = wishes.ask(self.config, self.tokenizer, self._encode(prompt), n_written=params.max_tokens - 1)
+        session = self.session(asked.n_flagged, sees=bool(asked.seers))
+        session.feed(asked.ids, pins=asked.pins, seers=asked.seers)
+        stream = session.stream(params)
         return Stream(iter(stream), lambda: audited(session.config, asked, stream.completion), stream.close)
 
     def chat(
@@ -178,6 +201,7 @@ class LM(Reader):
         pins: Marks = (),
         pin_budget: int | None = None,
         pin_overflow: str = "error",
+        global_: Marks = (),
         audit: bool | Marks = False,
         **sampling: Any,
     ) -> Completion:
@@ -186,26 +210,30 @@ class LM(Reader):
         Args:
             messages: the conversation so far.
             safe_prompt: put the guardrail of the Mistral 7B paper (section 5.1) in front.
-            pins, pin_budget, pin_overflow, audit: as in `generate`; "system", "user:1" and "message:3" name messages.
+            pins, pin_budget, pin_overflow, global_, audit: as in `generate`; "system", "user:1" and "message:3" name
+                messages.
             **sampling: fields of `SamplingParams`.
 
         Raises:
             TokenizerError: the model has no chat template, or it refuses the messages.
             UsageError, PinsError: as `generate` does.
         """
-        wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config)
+        params = SamplingParams(**_as_tuple(sampling))
+        wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
         ids = self.tokenizer.encode_chat(messages, safe_prompt=safe_prompt)
-        asked = wishes.ask(self.config, self.tokenizer, ids, messages, safe_prompt=safe_prompt)
-        return self._complete([asked], SamplingParams(**_as_tuple(sampling)), continues=False)[0]
+        more = params.max_tokens - 1
+        asked = wishes.ask(self.config, self.tokenizer, ids, messages, n_written=more, safe_prompt=safe_prompt)
+        return self._complete([asked], params, continues=False)[0]
 
-    def session(self, pins: int = 0) -> Session:
+    def session(self, pins: int = 0, *, sees: bool = False) -> Session:
         """An open rolling buffer: feed it forever, let it write at any point.
 
         Args:
             pins: tokens that may be pinned as they are fed, in place of the first ones that the model pins, if any.
+            sees: whether tokens may be global, too; they take the places of pins.
         """
         if pins:
-            return self._pinning(pins).session()
+            return self._pinning(pins, sees=sees).session()
         return Session(self.decoder, self.tokenizer, self.cache(), chunk=self.chunk, overlap=self.overlap)
 
     def conversation(

@@ -72,6 +72,7 @@ class Session:
         self._unread: list[int] = []
         self._seen = SeenTokens()
         self._pinned: set[int] = set()
+        self._seers: set[int] = set()
         self.tokens = 0
 
     @property
@@ -89,7 +90,7 @@ class Session:
         """What the last token can see."""
         if self._held is not None:
             return View.of_reading(self._cache.config, self.tokens, *self._held.in_sight(len(self._unread)))
-        return View.of(self._cache.config, self.tokens, self.pinned)
+        return View.of(self._cache.config, self.tokens, self.pinned, self.global_positions)
 
     @property
     def tokens_read(self) -> int:
@@ -106,12 +107,18 @@ class Session:
         """Positions that were flagged to stay visible."""
         return tuple(sorted(self._pinned))
 
+    @property
+    def global_positions(self) -> tuple[int, ...]:
+        """Positions that are global; those after `tokens` are to be written."""
+        return tuple(sorted(self._seers))
+
     def feed(
         self,
         text: str | list[int],
         progress: Callable[[int], None] | None = None,
         *,
         pins: bool | Many[range] = False,
+        seers: Many[range] = (),
     ) -> int:
         """Read on.
 
@@ -120,6 +127,7 @@ class Session:
             progress: called with the number of tokens read after each chunk.
             pins: whether all of it stays visible to every later token, or which of its tokens, counted from 0; the
                 session must have been opened with room for them.
+            seers: which tokens are global, counted from 0; those after the text are those that come next.
 
         Returns:
             How many tokens it was.
@@ -130,7 +138,7 @@ class Session:
         """
         ids = self._tokenizer.encode(text, bos=self.tokens == 0) if isinstance(text, str) else list(text)
         check_ids(ids, self._decoder.config.vocab_size)
-        self._pin(pins if not isinstance(pins, bool) else [range(len(ids))] if pins else [], len(ids))
+        self._pin(pins if not isinstance(pins, bool) else [range(len(ids))] if pins else [], len(ids), seers)
         self._unread += ids
         self.tokens += len(ids)
         self._seen.extend(ids)
@@ -164,20 +172,23 @@ class Session:
             self._read([token_id for token_id, _ in part], [pinned for _, pinned in part])
             fresh = held.read(count, waiting)
 
-    def _pin(self, spans: Many[range], n_tokens: int) -> None:
-        """Flag some of the next `n_tokens` tokens."""
+    def _pin(self, spans: Many[range], n_tokens: int, seers: Many[range] = ()) -> None:
+        """Flag some of the next `n_tokens` tokens; `seers` are global."""
         if any(span.start < 0 or span.stop > n_tokens for span in spans):
             raise PinsError(f"only tokens that are fed can be pinned, 0 to {n_tokens - 1}")
         wanted = self._pinned.union(*(range(self.tokens + span.start, self.tokens + span.stop) for span in spans))
-        room = pin_room(self._cache.config)
+        seeing = self._seers.union(*(range(self.tokens + span.start, self.tokens + span.stop) for span in seers))
+        room = pin_room(self._cache.config, sees=bool(seeing))
         if self._held is not None and wanted:
             self._held.check_room(len(wanted))
-        if len(wanted) > room:
+        if self._held is not None and seeing:
+            raise UsageError("global tokens see what rolled out of a window, and windows that overlap read it again")
+        if len(wanted | seeing) > room:
             raise PinsError(
-                f"{len(wanted):,} tokens would be pinned, and the session has room for {room:,}: open one with more,"
-                " lm.session(pins=N)"
+                f"{len(wanted | seeing):,} tokens would be pinned{' or global' if seeing else ''}, and the session has"
+                f" room for {room:,}: open one with more, lm.session(pins=N{', sees=True' if seeing else ''})"
             )
-        self._pinned = wanted
+        self._pinned, self._seers = wanted, seeing
 
     def audit(self, parts: Many[Part], position: int | None = None) -> Audit:
         """What the token that is written next could know of parts of what was read: names with ranges of positions.
@@ -190,13 +201,21 @@ class Session:
         if not self.tokens:
             raise UsageError("the session has read nothing yet: feed it some text first")
         at, leads = self.tokens if position is None else position, self._held is not None and self._held.leads
-        return audit_at(self.config, self.overlap, at, parts, self.pinned, leads=leads)
+        flags = self.pinned, self.global_positions
+        return audit_at(self.config, self.overlap, at, parts, *flags, leads=leads)
 
     @torch.inference_mode()
     def _read(self, ids: list[int], flags: list[bool]) -> None:
         first = self._cache.lengths[self._row]
-        pinned = [flags] if any(flags) else None
-        batch = Batch.pack([ids], [first], [self._row], pinned=pinned, device=self._cache.device)
+        seers = [at in self._seers for at in range(first, first + len(ids))]
+        batch = Batch.pack(
+            [ids],
+            [first],
+            [self._row],
+            pinned=[flags] if any(flags) else None,
+            is_global=[seers] if any(seers) else None,
+            device=self._cache.device,
+        )
         self._decoder(batch, self._cache)
 
     def stream(
@@ -221,7 +240,8 @@ class Session:
         sequence, engine = self._submit(params or SamplingParams())
         stop = sequence.request.params.stop
         answer = Answer(
-            sequence, self._tokenizer, self._cache, stop=stop, continues=continues, pinned=self.pinned
+            sequence, self._tokenizer, self._cache, stop=stop, continues=continues,
+            pinned=self.pinned, seers=self.global_positions,
         )  # fmt: skip
 
         def settle() -> None:
@@ -261,6 +281,7 @@ class Session:
             keep_row=True,
             seen=self._seen,
             pins=runs_of([at - first for at in range(first, first + len(self._unread)) if at in self._pinned]),
+            seers=runs_of([at - first for at in sorted(self._seers) if at >= first]),
             held=self._held,
         )
         engine = Engine(self._decoder, self._cache, chunk=self._chunk, rows=[])
@@ -285,15 +306,16 @@ class Session:
         twin = Session(self._decoder, self._tokenizer, cache, chunk=self._chunk)
         cache.copy_row(twin._row, self._cache, self._row)
         twin._held = None if self._held is None else self._held.copy()
-        twin._unread, twin._pinned = list(self._unread), set(self._pinned)
+        twin._unread, twin._pinned, twin._seers = list(self._unread), set(self._pinned), set(self._seers)
         twin._seen.extend(self._seen.ids.tolist())
         twin.tokens = self.tokens
         return twin
 
 
-def pin_room(config: ModelConfig) -> int:
-    """Tokens that a model lets flag as pins; 0 where it pins the first of a sequence, or none."""
-    return max(pattern.pins if pattern.pin_by == "flag" else 0 for pattern in config.patterns)
+def pin_room(config: ModelConfig, *, sees: bool = False) -> int:
+    """Tokens that a model lets flag as pins, or with `sees` as pins and global tokens; 0 where it lets flag none."""
+    rooms = (pattern.pins for pattern in config.patterns if pattern.pin_by == "flag" and pattern.holds_global >= sees)
+    return max(rooms, default=0)
 
 
 def check_ids(ids: list[int], vocab_size: int) -> None:

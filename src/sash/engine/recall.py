@@ -29,7 +29,7 @@ class Recall:
         request, snapshots = sequence.request, self._snapshots
         if snapshots is None or sequence.row is None or request.row is not None:
             return 0
-        if not request.reuse or request.prompt_logprobs is not None:
+        if not request.reuse or request.seers or request.prompt_logprobs is not None:
             snapshots.skip()
             return 0
         sequence.reuse = "miss"
@@ -52,7 +52,7 @@ class Recall:
     def keep(self, sequence: Sequence) -> None:
         """Keep what a row has read, if that is worth it where it stands: call it after every step of a sequence."""
         request, snapshots, n_prompt = sequence.request, self._snapshots, len(sequence.request.prompt_ids)
-        if snapshots is None or sequence.row is None or request.row is not None or not request.reuse:
+        if snapshots is None or sequence.row is None or request.row is not None or not request.reuse or request.seers:
             return
         if sequence.finish_reason == "error" or sequence.n_read == sequence.n_reused:
             return

@@ -30,6 +30,8 @@ class Request:
         seen: tokens of the same sequence before the prompt, for the repetition penalty; it is kept up to date.
         grammar: what the answer must follow; its state belongs to this request alone.
         pins: prompt positions that stay visible to all later tokens, where the network pins by flag.
+        seers: positions that are global, where the network has global tokens; those after the prompt are to be written.
+            Nothing is then taken from a snapshot, nor kept in one.
         prompt_logprobs: how many of the likeliest alternatives to report for each token of the prompt; None for no
             log-probabilities of the prompt. Nothing is then taken from a snapshot: the whole prompt is read.
         reuse: whether what was read before may be taken from a snapshot, and this be kept in one.
@@ -51,6 +53,7 @@ class Request:
     seen: SeenTokens | None = None
     grammar: Grammar | None = None
     pins: tuple[range, ...] = ()
+    seers: tuple[range, ...] = ()
     prompt_logprobs: int | None = None
     reuse: bool = True
     salt: bytes = b""
@@ -63,13 +66,19 @@ class Request:
             if run.step != 1 or not 0 <= run.start <= run.stop <= len(self.prompt_ids):
                 last = len(self.prompt_ids) - 1
                 raise PinsError(f"pins name tokens of the prompt, 0 to {last}; got {run.start} to {run.stop - 1}")
+        if any(run.step != 1 or not 0 <= run.start <= run.stop for run in self.seers):
+            raise PinsError("global tokens are runs of positions from 0 on")
+        if self.seers and self.held is not None:
+            raise UsageError("global tokens see what rolled out of a window, and windows that overlap read it again")
         if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= MAX_LOGPROBS:
             raise UsageError(f"prompt_logprobs must be from 0 to {MAX_LOGPROBS}; got {self.prompt_logprobs}")
 
     @property
     def n_pins(self) -> int:
-        """Positions that are pinned, each counted once."""
-        return len(set().union(*self.pins))
+        """Positions that are pinned or global, each counted once; those that will never be read are not among them."""
+        return sum(
+            at < len(self.prompt_ids) + self.params.max_tokens - 1 for at in set().union(*self.pins, *self.seers)
+        )
 
     @property
     def longest(self) -> int:
@@ -200,16 +209,20 @@ class Sequence:
         """Which of the next `count` unread tokens are pinned."""
         held = self.request.held
         again = [] if held is None else [token.pinned for token in held.again[:count]]
-        return again + self._flags(count - len(again))
+        return again + self._flags(self.request.pins, count - len(again))
+
+    def next_seers(self, count: int) -> list[bool]:
+        """Which of the next `count` unread tokens are global."""
+        return self._flags(self.request.seers, count)
 
     def _waiting(self, count: int | None = None) -> list[tuple[int, bool]]:
         """The next tokens that were never read, and whether they are pinned."""
         count = self.n_known - self.n_read if count is None else min(count, self.n_known - self.n_read)
-        return list(zip(self._unread(count), self._flags(count), strict=True))
+        return list(zip(self._unread(count), self._flags(self.request.pins, count), strict=True))
 
-    def _flags(self, count: int) -> list[bool]:
+    def _flags(self, runs: tuple[range, ...], count: int) -> list[bool]:
         first, flags = self.n_read, [False] * count
-        for run in self.request.pins:
+        for run in runs:
             for index in range(max(run.start, first), min(run.stop, first + count)):
                 flags[index - first] = True
         return flags

@@ -191,16 +191,23 @@ def _empty_rows(works: list[Work], cache: KVCache) -> None:
 
 
 def _pack(works: list[Work], cache: KVCache) -> Batch:
-    flags = None
-    if any(work.sequence.request.pins for work in works):
-        flags = [work.sequence.next_flags(work.n_tokens) for work in works]
     return Batch.pack(
         [work.sequence.next_tokens(work.n_tokens) for work in works],
         [work.sequence.position for work in works],
         [_row(work.sequence) for work in works],
-        pinned=flags,
+        **_flags(works),
         device=cache.device,
     )
+
+
+def _flags(works: list[Work]) -> dict[str, list[list[bool]] | None]:
+    """Which tokens of each work are pinned, and which are global; None where no request has any."""
+    requests = [work.sequence.request for work in works]
+    pinned = [work.sequence.next_flags(work.n_tokens) for work in works] if any(one.pins for one in requests) else None
+    is_global = (
+        [work.sequence.next_seers(work.n_tokens) for work in works] if any(one.seers for one in requests) else None
+    )
+    return {"pinned": pinned, "is_global": is_global}
 
 
 def _scores(logits_NV: Tensor, wanted: Many[int], n_top: int) -> list[Token]:

@@ -219,12 +219,45 @@ class ModelConfig:
             size = own if window is None else None if window == "full" else min(window, own or window)
             kept = pins if size is not None else 0
             annex = layer.pattern.annex if size is not None else 0
-            pattern = replace(layer.pattern, window=size, pins=kept, pin_by=pin_by if kept else "first", annex=annex)
+            pattern = replace(
+                layer.pattern,
+                window=size,
+                pins=kept,
+                pin_by=pin_by if kept else "first",
+                annex=annex,
+                global_tokens=layer.pattern.global_tokens and not layer.pattern.holds_global,
+                global_reach=None,
+            )
             layers.append(replace(layer, pattern=pattern))
         if pins and all(layer.pattern.window is None for layer in layers):
             raise PinsError("pins hold tokens back from sliding out, and this model has no window: add --window N")
         changed = tuple(layer.pattern.window for layer in layers) != self.windows
         return replace(self, layers=tuple(layers), forced_window=window if changed else self.forced_window)
+
+    def with_global(self, n_tokens: int) -> ModelConfig:
+        """This model with room for `n_tokens` flagged tokens, global ones and pins together, in every windowed layer.
+
+        What a global query sees beyond window and pins it sees at the true distance, so no farther back than the
+        model was trained on, where that is known. See `AttentionPattern.holds_global`.
+
+        Raises:
+            PinsError: more flagged tokens than a window has keys, none, or no layer has a window.
+            ConfigError: a layer with an annex.
+        """
+        if n_tokens < 1:
+            raise PinsError(f"global tokens take 1 slot or more; got {n_tokens}")
+        if self.window is None:
+            raise PinsError("global tokens see what slid out, and this model has no window: add --window N")
+
+        def seeing(pattern: AttentionPattern) -> AttentionPattern:
+            reach_back = pattern.reach_back
+            if reach_back is None:
+                return pattern
+            far = max(self.context, reach_back + 1) if self.context else None
+            return replace(pattern, pins=n_tokens, pin_by="flag", global_tokens=True, global_reach=far)
+
+        layers = tuple(replace(layer, pattern=seeing(layer.pattern)) for layer in self.layers)
+        return replace(self, layers=layers)
 
     def with_annex(self, n_slots: int, layers: Collection[int] | None = None) -> ModelConfig:
         """This model with `n_slots` slots for what is brought back from outside of the window.

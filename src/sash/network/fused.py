@@ -10,6 +10,7 @@ Shape suffixes: T packed tokens, D dim, V vocabulary, F rotary frequencies.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from sash.network import rope
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import LayerConfig, ModelConfig, MoEConfig, RopeConfig
+from sash.network.global_steps import sees_log, steps_of
 from sash.network.moe import Mixture
 from sash.network.native_plan import NativePlan
 
@@ -39,8 +41,8 @@ def why_not(config: ModelConfig) -> str | None:
     if config.head_dim % 16 or config.head_dim > MAX_HEAD_DIM:
         return f"heads of {config.head_dim} components are not a multiple of 16, or more than {MAX_HEAD_DIM}"
     for pattern in config.patterns:
-        if not pattern.causal or pattern.dilation > 1 or pattern.global_tokens:
-            return "a pattern with dilation, global tokens or sight of what follows"
+        if not pattern.causal or pattern.dilation > 1 or (pattern.global_tokens and not pattern.holds_global):
+            return "a pattern with dilation, with global tokens that no pins hold, or with sight of what follows"
     return None
 
 
@@ -79,6 +81,24 @@ class FusedDecoder:
 
     def __call__(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """Hidden states of a step's tokens, float32 [T, D]; see `Decoder.forward`."""
+        if not sees_log(self.config.patterns, batch):
+            return self._run(batch, cache)
+        if cache is None:  # what global queries see is read back from a cache
+            batch, cache = self._with_cache(batch)
+        out_TD = torch.empty(len(batch.tokens_T), self.config.dim)
+        for step, index_T in steps_of(batch):
+            out_TD[index_T] = self._run(step, cache)
+        return out_TD
+
+    def _with_cache(self, batch: Batch) -> tuple[Batch, KVCache]:
+        """The step over a cache of its own."""
+        cache = KVCache(self.config, len(batch.spans), self.dtype, self.device)
+        spans = tuple(replace(span, row=row) for row, span in enumerate(batch.spans))
+        cache.lengths = [span.position for span in spans]
+        return replace(batch, spans=spans), cache
+
+    def _run(self, batch: Batch, cache: KVCache | None) -> Tensor:
+        """One step, of which either all tokens see the log or none."""
         plan = NativePlan(self._kinds, batch, cache, self._angles)
         x_TD = self._embed(batch.tokens_T)
         for layers, mixture in self._runs:

@@ -73,7 +73,10 @@ class NativePlan:
             turned = angles(rope_config, positions_T)
             self._kept.append(turned)
             clamped = (turned[0].data_ptr(), turned[1].data_ptr())
-        self.native.add_kind(pattern.window or 0, own[0].data_ptr(), own[1].data_ptr(), *clamped)
+        # Where tokens of a step are global all are: see `sash.network.global_steps`.
+        sees_log = pattern.holds_global and self._batch.global_T is not None
+        back = pattern.global_reach and pattern.global_reach - 1 if sees_log else pattern.reach_back
+        self.native.add_kind(0 if back is None else back + 1, own[0].data_ptr(), own[1].data_ptr(), *clamped)
         if store is not None and pattern not in self._placements:
             self._placements[pattern] = [store.place(self._batch, span) for span in self._batch.spans]
         for index, span in enumerate(self._batch.spans):
@@ -82,8 +85,10 @@ class NativePlan:
                 self.native.add_own_pins(first, count)
             if store is None:
                 continue
-            oldest = 0 if pattern.reach_back is None else max(0, span.position - pattern.reach_back)
+            oldest = 0 if back is None else max(0, span.position - back)
             held = store.held(span.row, span.position, oldest)
+            if sees_log and isinstance(store, RingStore):
+                held += store.behind(span.row, span.position, oldest)
             for run in sorted(held, key=lambda run: (run.source != "pins", run.first_position)):
                 pinned = run.source == "pins"
                 self.native.add_held(run.first_position, run.size, pinned, *_slots(store, span.row, run))

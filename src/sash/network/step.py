@@ -9,6 +9,7 @@ Shape suffixes: T packed tokens, H query heads, G key/value heads, K head dimens
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from sash.network import rope
 from sash.network.batch import Batch, Span
 from sash.network.cache import KVCache
 from sash.network.config import LayerConfig, ModelConfig, RopeConfig
+from sash.network.global_steps import stretches_of
 from sash.network.ring_store import RingStore
 from sash.network.slots import Placement, Vectors
 from sash.network.stores import Store
@@ -149,11 +151,12 @@ class Step:
     def _written_first(self, pattern: AttentionPattern, span: Span, store: Store) -> QueryBlock:
         """A single token that is already in its slot attends to slots alone, and sees all that its window spans."""
         oldest = span.position - (pattern.reach_back if pattern.reach_back is not None else span.position)
-        if pattern.dilation == 1 and not pattern.global_tokens:
+        is_global = self._batch.global_T is not None and bool(self._batch.global_T[span.start])
+        if pattern.dilation == 1 and (not pattern.global_tokens or (pattern.holds_global and not is_global)):
             runs = store.whole(span.row, span.position + 1, oldest) + _annexed(store, span.row)
             return QueryBlock(span.start, span.stop, runs, span.row)
         meta = self._batch.meta(span)
-        found = store.runs(span.row, span.position + 1, oldest)
+        found = self._held(pattern, span.row, span.position + 1, oldest, store, is_global=is_global)
         masked = (masked_run(pattern, meta, keys, run, self._dtype) for run, keys in found)
         seen = tuple(run for run in masked if run is not None)
         return QueryBlock(span.start, span.stop, seen + _annexed(store, span.row), span.row)
@@ -161,20 +164,36 @@ class Step:
     def _blocks(self, pattern: AttentionPattern, span: Span, meta: TokenMeta, store: Store | None) -> list[QueryBlock]:
         """A run of tokens in blocks of queries, each with what the cache holds for it and its own tokens."""
         blocks = []
-        for a in range(0, len(span), QUERY_BLOCK):
-            b = min(a + QUERY_BLOCK, len(span))
+        for a, b, is_global in _cut(pattern, len(span), meta, store):
             queries = meta.take(slice(a, b))
             runs: list[KeyRun | None] = []
             if store is not None and pattern.window is None:
                 runs += store.whole(span.row, span.position, 0)  # all of these came before: no mask to build
             elif store is not None:
-                found = store.runs(span.row, span.position, span.position + a - (pattern.reach_back or 0))
+                oldest = span.position + a - (pattern.reach_back or 0)
+                found = self._held(pattern, span.row, span.position, oldest, store, is_global=is_global)
                 runs += [masked_run(pattern, queries, keys, run, self._dtype) for run, keys in found]
                 runs += _annexed(store, span.row)
             runs += own_runs(pattern, meta, a, b, span.start, self._dtype)
             kept = tuple(run for run in runs if run is not None)
             blocks.append(QueryBlock(span.start + a, span.start + b, kept, span.row))
         return blocks
+
+    def _held(
+        self, pattern: AttentionPattern, row: int, length: int, oldest: int, store: Store, *, is_global: bool
+    ) -> Iterator[tuple[KeyRun, TokenMeta]]:
+        """What a row holds from `oldest` on; for global queries, what they see of its log besides."""
+        if not is_global or not isinstance(store, RingStore) or not pattern.holds_global:
+            yield from store.runs(row, length, oldest)
+            return
+        if pattern.global_reach is not None:
+            oldest -= pattern.global_reach - 1 - (pattern.reach_back or 0)
+        oldest = 0 if pattern.global_reach is None else max(0, oldest)
+        yield from store.runs(row, length, oldest)
+        for run in store.behind(row, length, oldest):
+            positions = torch.arange(run.first_position, run.first_position + run.size, device=store.layout.device)
+            key_run = KeyRun("block", run.start, run.start + run.size, block=run.block)
+            yield key_run, TokenMeta(position=positions)
 
     def _clamped(self, pattern: AttentionPattern, store: Store | None) -> Tensor | None:
         """Positions at which queries meet pins, [T], by `AttentionPattern.clamp`; None if all are their own."""
@@ -197,6 +216,18 @@ class Step:
         for span, clamped in changed:
             all_T[span.start : span.stop] = clamped
         return all_T
+
+
+def _cut(
+    pattern: AttentionPattern, n_tokens: int, meta: TokenMeta, store: Store | None
+) -> Iterator[tuple[int, int, bool]]:
+    """Blocks [a, b) of queries; those that see the log are by themselves."""
+    stretches = [(0, n_tokens)]
+    if store is not None and pattern.holds_global and bool(meta.is_global.any()):
+        stretches = stretches_of(meta.is_global.tolist())
+    for first, end in stretches:
+        for a in range(first, end, QUERY_BLOCK):
+            yield a, min(a + QUERY_BLOCK, end), bool(meta.is_global[first])
 
 
 def _annexed(store: Store, row: int) -> tuple[KeyRun, ...]:
