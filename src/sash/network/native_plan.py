@@ -40,6 +40,8 @@ class NativePlan:
         angles: Angles,
     ) -> None:
         self._batch, self._cache = batch, cache
+        # Where tokens of a step are global all are: see `sash.network.global_steps`.
+        self._sees_log = batch.global_T is not None and bool(batch.global_T.any())
         for span in batch.spans if cache is not None else ():
             done = cache.lengths[span.row] if cache is not None else 0
             if done != span.position:
@@ -73,8 +75,7 @@ class NativePlan:
             turned = angles(rope_config, positions_T)
             self._kept.append(turned)
             clamped = (turned[0].data_ptr(), turned[1].data_ptr())
-        # Where tokens of a step are global all are: see `sash.network.global_steps`.
-        sees_log = pattern.holds_global and self._batch.global_T is not None
+        sees_log = pattern.holds_global and self._sees_log
         back = pattern.global_reach and pattern.global_reach - 1 if sees_log else pattern.reach_back
         self.native.add_kind(0 if back is None else back + 1, own[0].data_ptr(), own[1].data_ptr(), *clamped)
         if store is not None and pattern not in self._placements:
@@ -86,9 +87,11 @@ class NativePlan:
             if store is None:
                 continue
             oldest = 0 if back is None else max(0, span.position - back)
-            held = store.held(span.row, span.position, oldest)
             if sees_log and isinstance(store, RingStore):
+                held = store.held(span.row, span.position, max(oldest, span.position - store.reach))
                 held += store.behind(span.row, span.position, oldest)
+            else:
+                held = store.held(span.row, span.position, oldest)
             for run in sorted(held, key=lambda run: (run.source != "pins", run.first_position)):
                 pinned = run.source == "pins"
                 self.native.add_held(run.first_position, run.size, pinned, *_slots(store, span.row, run))

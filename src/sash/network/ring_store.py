@@ -48,9 +48,11 @@ class RingStore:
     ) -> None:
         """`on_demand` makes a row's slots when it is first written to, and frees them when it is wiped.
 
-        `room` is that of the log; without one there is none.
+        `room` is that of the log; without one there is none, unless global tokens are to see what it keeps.
         """
         self.pattern, self.layout, self._on_demand = pattern, layout, on_demand
+        if room is None and pattern.holds_global:
+            room = LogRoom()
         self.log = None if room is None else Log(layout, room)
         self.annex = Annex(layout, pattern.annex) if pattern.annex else None
         self.n_slots = (pattern.capacity() or 0) - pattern.pins - pattern.annex
@@ -109,6 +111,25 @@ class RingStore:
         if begin is not None:
             runs = self._unpinned(row, max(oldest, length - self.n_slots, begin), length)
         return sorted([*pinned, *runs]) if pinned else runs
+
+    def behind(self, row: int, length: int, oldest: int) -> list[HeldRun]:
+        """What the log has of positions `oldest` to `length - reach - 1` that are no pins; the ring has what follows.
+
+        It is what global queries see beside what `held` tells from there on; what a budget has dropped nobody sees.
+        """
+        end = max(self._begin[row] or 0, length - self.reach)
+        if self.log is None:
+            return []
+        edges = [
+            oldest,
+            *(at for run in self._pinned[row] for at in (run.first_position, run.first_position + run.size)),
+        ]
+        stops = [*edges[1:], end]
+        found = []
+        for first, stop in zip(edges[::2], stops[::2], strict=True):
+            first = max(first, oldest)
+            found += self.log.held(row, first, min(stop, end)) if first < min(stop, end) else []
+        return found
 
     def _unpinned(self, row: int, first: int, end: int) -> list[HeldRun]:
         """The slots of positions [first, end), at most `n_slots`, but for pins, which are not in the ring."""
@@ -253,7 +274,8 @@ class RingStore:
     def view(self, layer: int, row: int, run: KeyRun) -> tuple[Tensor, Tensor]:
         """Keys and values of a run to compute with, [G, S, K] each: in place if they are kept as they are computed."""
         slots = self.slots_of(row, run)[:, layer, :, run.start : run.stop]
-        return slots[0].to(self.layout.dtype), slots[1].to(self.layout.dtype)
+        device = self.layout.device  # a log is on the host
+        return slots[0].to(self.layout.dtype).to(device), slots[1].to(self.layout.dtype).to(device)
 
     def wipe(self, row: int) -> None:
         """Leave nothing of a row: neither keys and values, nor positions."""
@@ -370,6 +392,8 @@ def pins_among(pattern: AttentionPattern, batch: Batch, span: Span) -> list[tupl
     if pattern.pin_by == "first":
         count = min(pattern.pins - span.position, len(span))
         return [(0, count)] if count > 0 else []
-    if batch.pinned_T is None:
+    chosen = (batch.pinned_T, batch.global_T if pattern.holds_global else None)
+    flags = [flags_T[span.start : span.stop] for flags_T in chosen if flags_T is not None]
+    if not flags:
         return []
-    return stretches(batch.pinned_T[span.start : span.stop].tolist())
+    return stretches((flags[0] if len(flags) == 1 else flags[0] | flags[1]).tolist())

@@ -108,15 +108,20 @@ def block_slots(context: int) -> int:
 def kv_slots(pattern: AttentionPattern, context: int) -> int:
     """Slots that one layer holds for a sequence of `context` tokens.
 
-    A windowed layer holds all its slots from the first token on; a full one whole blocks.
+    A windowed layer holds all its slots from the first token on, and a log where global tokens see one; a full layer
+    whole blocks.
 
     >>> kv_slots(AttentionPattern(window=4096, pins=4), 100), kv_slots(AttentionPattern(window=4096, pins=4), 10**7)
     (4100, 4100)
     >>> kv_slots(AttentionPattern(), 5000)
     8192
+    >>> kv_slots(AttentionPattern(window=4096, pins=4, pin_by="flag", global_tokens=True), 10_000)
+    14340
     """
     capacity = pattern.capacity()
-    return block_slots(context) if context < 0 or capacity is None else capacity
+    if context < 0 or capacity is None:
+        return block_slots(context)
+    return capacity + (-(-context // LOG_BLOCK) * LOG_BLOCK if pattern.holds_global else 0)
 
 
 def kv_bytes(config: ModelConfig, context: int, itemsize: int, scale_bytes: int = 0) -> int:

@@ -189,7 +189,7 @@ class Step:
         if pattern.global_reach is not None:
             oldest -= pattern.global_reach - 1 - (pattern.reach_back or 0)
         oldest = 0 if pattern.global_reach is None else max(0, oldest)
-        yield from store.runs(row, length, oldest)
+        yield from store.runs(row, length, max(oldest, length - store.reach))
         for run in store.behind(row, length, oldest):
             positions = torch.arange(run.first_position, run.first_position + run.size, device=store.layout.device)
             key_run = KeyRun("block", run.start, run.start + run.size, block=run.block)
