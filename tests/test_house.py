@@ -34,7 +34,9 @@ FLOORS = (
     ("errors",),
 )
 # The room of `LM`, the object that a user holds, stands in several files.
-ROOM = dict.fromkeys(("answer", "asked", "completion", "conversation", "loading", "masked", "reading", "session"), "lm")
+ROOM = dict.fromkeys(
+    ("answer", "asked", "completion", "conversation", "loading", "masked", "reading", "session", "speculation"), "lm"
+)
 RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 
 # What `sash --help`, ls, show and plan touch, and the scheduler: free of torch when they are imported.

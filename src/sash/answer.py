@@ -121,4 +121,6 @@ class Answer:
             forced_window=config.forced_window,
             tokens_read=sequence.n_read - sequence.n_reused if held is None else held.n_read - self._read_before,
             overlap=None if held is None else held.overlap.stride,
+            drafted_tokens=sequence.n_drafted,
+            accepted_tokens=sequence.n_accepted,
         )

@@ -128,6 +128,8 @@ class Statistics:
         tokens_read: tokens that went through the network. Windows that overlap read tokens again, and pass those over
             that nothing could see any more, so it may be more or less than were asked for and written.
         overlap: new tokens of each reading, where windows overlap; None where they roll.
+        drafted_tokens: tokens that were guessed before they were written, right or wrong.
+        accepted_tokens: those of them that were right.
     """
 
     prompt_tokens: int
@@ -142,6 +144,8 @@ class Statistics:
     forced_window: int | str | None = None
     tokens_read: int = 0
     overlap: int | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def read_speed(self) -> float:

@@ -5,6 +5,7 @@ Shape suffixes: T tokens, D dim, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from typing import Any, Literal
@@ -16,17 +17,26 @@ from sash.conversation import Conversation
 from sash.engine.engine import Engine
 from sash.engine.lanes import network_with
 from sash.engine.overlap import Held, Overlap
+from sash.engine.proposer import Speculation
 from sash.engine.request import Request
 from sash.errors import EmptyPromptError, UsageError
+from sash.network.packed import Network
 from sash.reading import Reader
 from sash.sampling import SamplingParams
 from sash.session import Session, Stream, check_ids, pin_room
+from sash.speculation import speculation_of
 
 Prompt = str | list[int]
 
 
 class LM(Reader):
-    """A decoder language model with its tokenizer: what reads (see `Reader`), and writes."""
+    """A decoder language model with its tokenizer: what reads (see `Reader`), and writes.
+
+    Attributes:
+        speculation: what guesses the tokens to come while it writes; None for nothing. See `with_speculation`.
+    """
+
+    speculation: Speculation | None = None
 
     def with_window(
         self,
@@ -40,8 +50,27 @@ class LM(Reader):
         Raises:
             WindowError, PinsError: a window or pins that cannot be.
         """
-        decoder = network_with(self.decoder, self.config.with_window(window, pins, pin_by=pin_by))
-        return LM(decoder, self.tokenizer, name=self.name, chunk=self.chunk, kv=self.kv)
+        return self._over(network_with(self.decoder, self.config.with_window(window, pins, pin_by=pin_by)))
+
+    def _over(self, decoder: Network) -> LM:
+        lm = LM(decoder, self.tokenizer, name=self.name, chunk=self.chunk, kv=self.kv)
+        lm.speculation = self.speculation
+        return lm
+
+    def with_speculation(self, speculate: object = "lookup") -> LM:
+        """This model, where several tokens are read in one step if they are guessed: the answers are the same.
+
+        Args:
+            speculate: "lookup" guesses that the text goes on as it did after the same words before, and a number so
+                many tokens at once; a smaller model of the same vocabulary guesses by reading along; None, or "off",
+                guesses nothing. Settings are those of `sash.speculation.PromptLookup` and `DraftModel`.
+
+        Raises:
+            UsageError: nothing that could guess, or a model of another vocabulary.
+        """
+        lm = copy.copy(self)
+        lm.speculation = speculation_of(speculate, self)
+        return lm
 
     def with_overlap(self, stride: int) -> LM:
         """This model, reading by overlapping windows: nothing rolls on, the newest tokens are read again instead.
@@ -75,6 +104,7 @@ class LM(Reader):
         pin_overflow: str = "error",
         global_: Marks = (),
         audit: bool | Marks = False,
+        speculate: object = None,
         **sampling: Any,
     ) -> Any:
         """Continue a prompt, or several at once.
@@ -90,6 +120,7 @@ class LM(Reader):
                 they see lies in a log on the host, so memory grows with the text.
             audit: tell what the first and the last token written could know of every sentence of the prompt, or of the
                 parts that are named like pins; see `Completion.audit`.
+            speculate: what guesses the tokens to come, as in `with_speculation`; None for the model's own.
             **sampling: fields of `SamplingParams`: max_tokens, temperature, top_p, top_k, min_p, repetition_penalty,
                 seed, stop, logprobs, ignore_eos.
 
@@ -101,6 +132,10 @@ class LM(Reader):
             UsageError: a sampling field or token id that cannot be, or a part that is not in the prompt.
             PinsError: pins that are over the budget, or that no window needs.
         """
+        if speculate is not None:
+            quick = self.with_speculation(speculate)
+            how: dict[str, Any] = {"pins": pins, "pin_budget": pin_budget, "pin_overflow": pin_overflow, "audit": audit}
+            return quick.generate(prompt, global_=global_, **how, **sampling)
         several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
         prompts: list[Prompt] = list(prompt) if several else [prompt]  # type: ignore[list-item,arg-type]
         wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
@@ -130,6 +165,7 @@ class LM(Reader):
                 pins=one.pins,
                 seers=one.seers,
                 held=held,
+                proposer=None if self.speculation is None else self.speculation.open(),
             )
             sequence = engine.submit(request)
             answer = Answer(
@@ -161,8 +197,7 @@ class LM(Reader):
         Raises:
             PinsError, ConfigError: what cannot be.
         """
-        decoder = network_with(self.decoder, self.config.with_global(n_tokens))
-        return LM(decoder, self.tokenizer, name=self.name, chunk=self.chunk, kv=self.kv)
+        return self._over(network_with(self.decoder, self.config.with_global(n_tokens)))
 
     def stream(
         self,
@@ -173,13 +208,14 @@ class LM(Reader):
         pin_overflow: str = "error",
         global_: Marks = (),
         audit: bool | Marks = False,
+        speculate: object = None,
         **sampling: Any,
     ) -> Stream:
         """Continue a prompt piece by piece; the stream's `completion` holds the whole afterwards.
 
         Args:
             prompt: text or token ids.
-            pins, pin_budget, pin_overflow, global_, audit: as in `generate`.
+            pins, pin_budget, pin_overflow, global_, audit, speculate: as in `generate`.
             **sampling: fields of `SamplingParams`.
 
         Raises:
@@ -188,7 +224,8 @@ class LM(Reader):
         params = SamplingParams(**_as_tuple(sampling))
         wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
         asked = wishes.ask(self.config, self.tokenizer, self._encode(prompt), n_written=params.max_tokens - 1)
-        session = self.session(asked.n_flagged, sees=bool(asked.seers))
+        lm = self if speculate is None else self.with_speculation(speculate)
+        session = lm.session(asked.n_flagged, sees=bool(asked.seers))
         session.feed(asked.ids, pins=asked.pins, seers=asked.seers)
         stream = session.stream(params)
         return Stream(iter(stream), lambda: audited(session.config, asked, stream.completion), stream.close)
@@ -234,7 +271,10 @@ class LM(Reader):
         """
         if pins:
             return self._pinning(pins, sees=sees).session()
-        return Session(self.decoder, self.tokenizer, self.cache(), chunk=self.chunk, overlap=self.overlap)
+        return Session(
+            self.decoder, self.tokenizer, self.cache(), chunk=self.chunk, overlap=self.overlap,
+            speculation=self.speculation,
+        )  # fmt: skip
 
     def conversation(
         self,

@@ -12,6 +12,7 @@ from sash.asked import audit_at
 from sash.completion import Completion, View
 from sash.engine.engine import Engine
 from sash.engine.overlap import Held, Overlap
+from sash.engine.proposer import Speculation
 from sash.engine.request import Request, Sequence
 from sash.errors import EmptyPromptError, PinsError, UsageError
 from sash.explain.audit import Audit, Part
@@ -64,8 +65,12 @@ class Session:
         *,
         chunk: int = 512,
         overlap: Overlap | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
-        """`overlap` reads by overlapping windows; the cache needs room for the tokens of one reading."""
+        """`overlap` reads by overlapping windows; the cache needs room for the tokens of one reading.
+
+        `speculation` guesses tokens to come, which makes answers faster and leaves them as they are.
+        """
         self._held = None if overlap is None else Held(overlap, tokenizer.bos_id)
         self._decoder, self._tokenizer, self._cache, self._chunk = decoder, tokenizer, cache, chunk
         self._row = cache.allocate()
@@ -73,6 +78,7 @@ class Session:
         self._seen = SeenTokens()
         self._pinned: set[int] = set()
         self._seers: set[int] = set()
+        self._speculation, self._proposer = speculation, None if speculation is None else speculation.open()
         self.tokens = 0
 
     @property
@@ -142,6 +148,8 @@ class Session:
         self._unread += ids
         self.tokens += len(ids)
         self._seen.extend(ids)
+        if self._proposer is not None:
+            self._proposer.extend(ids)
         if self._held is not None:
             self._feed_again(self._held, progress)
             return len(ids)
@@ -280,6 +288,7 @@ class Session:
             position=first,
             keep_row=True,
             seen=self._seen,
+            proposer=self._proposer,
             pins=runs_of([at - first for at in range(first, first + len(self._unread)) if at in self._pinned]),
             seers=runs_of([at - first for at in sorted(self._seers) if at >= first]),
             held=self._held,
@@ -291,6 +300,8 @@ class Session:
         if token_id is not None:
             self._unread = [token_id]
             self.tokens += 1
+            if self._proposer is not None:
+                self._proposer.extend(self._unread)
 
     def generate(self, params: SamplingParams | None = None) -> Completion:
         """Write on to the end of the answer."""
@@ -303,7 +314,9 @@ class Session:
         """A second session that has read the same and goes its own way; the first is untouched."""
         config = self._cache.config
         cache = KVCache(config, 1, self._cache.dtype, self._cache.device, self._cache.kv)
-        twin = Session(self._decoder, self._tokenizer, cache, chunk=self._chunk)
+        twin = Session(self._decoder, self._tokenizer, cache, chunk=self._chunk, speculation=self._speculation)
+        if self._proposer is not None and twin._proposer is not None:
+            twin._proposer.extend(self._proposer.tokens)
         cache.copy_row(twin._row, self._cache, self._row)
         twin._held = None if self._held is None else self._held.copy()
         twin._unread, twin._pinned, twin._seers = list(self._unread), set(self._pinned), set(self._seers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from sash.engine.lanes import Lanes
+from sash.engine.proposer import with_drafts
 from sash.engine.recall import Recall
 from sash.engine.request import Event, FinishReason, Request, Sequence
 from sash.engine.runner import Runner
@@ -67,7 +68,7 @@ class Steps:
 
     def compute(self) -> list[Event]:
         """Run one step of all that have a row."""
-        events = self.scheduler.commit(self._runner.run(self.scheduler.schedule()))
+        events = self.scheduler.commit(self._runner.run(with_drafts(self.scheduler.schedule())))
         for event in events:
             self._recall.keep(event.sequence)
         return self._settled(events)

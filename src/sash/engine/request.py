@@ -8,6 +8,7 @@ from typing import Literal
 
 from sash.engine.grammar import Grammar
 from sash.engine.overlap import Held
+from sash.engine.proposer import Proposer
 from sash.errors import EmptyPromptError, PinsError, SashError, UsageError
 from sash.sampling import MAX_LOGPROBS, OutputCounts, SamplingParams, SeenTokens
 
@@ -35,13 +36,15 @@ class Request:
         prompt_logprobs: how many of the likeliest alternatives to report for each token of the prompt; None for no
             log-probabilities of the prompt. Nothing is then taken from a snapshot: the whole prompt is read.
         reuse: whether what was read before may be taken from a snapshot, and this be kept in one.
+        proposer: what guesses the tokens to come, so that several are read in one step; they change nothing of the
+            answer. It belongs to this sequence alone, and knows what came before the prompt.
         salt: only snapshots that were kept with the same salt are taken.
         held: what its row holds, where it is read by overlapping windows; it is kept up to date.
 
     Raises:
         EmptyPromptError: a prompt of no tokens.
         PinsError: pins outside of the prompt.
-        UsageError: a number of alternatives that cannot be.
+        UsageError: a number of alternatives that cannot be, or a proposer that does not know what came before.
     """
 
     prompt_ids: tuple[int, ...]
@@ -58,6 +61,7 @@ class Request:
     reuse: bool = True
     salt: bytes = b""
     held: Held | None = None
+    proposer: Proposer | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -72,6 +76,16 @@ class Request:
             raise UsageError("global tokens see what rolled out of a window, and windows that overlap read it again")
         if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= MAX_LOGPROBS:
             raise UsageError(f"prompt_logprobs must be from 0 to {MAX_LOGPROBS}; got {self.prompt_logprobs}")
+        if self.proposer is not None:
+            self._check_guessed(self.proposer)
+
+    def _check_guessed(self, proposer: Proposer) -> None:
+        if self.held is not None:
+            raise UsageError("windows that overlap are read again before any guess could be: leave the guessing out")
+        if any(run.stop > len(self.prompt_ids) for run in self.seers):
+            raise UsageError("what is written sees all, and guesses see what is in the window: leave the guessing out")
+        if len(proposer.tokens) < self.position:
+            raise UsageError(f"the proposer knows {len(proposer.tokens)} of the {self.position} tokens before")
 
     @property
     def n_pins(self) -> int:
@@ -120,6 +134,9 @@ class Sequence:
         prompt_logprobs: of each token of the prompt that was read, if asked for; the first has none.
         seen: every token of it, each once.
         counts: how often each token was written.
+        drafts: guesses that were read with the last token, and that what was written since has not refuted.
+        ahead: whether what follows the last token is known from that step already: it was guessed.
+        n_drafted, n_accepted: tokens guessed so far, and those of them that were written.
         arrived, admitted, first_token, finished: `time.monotonic` of these moments; None before, and without a service.
     """
 
@@ -135,6 +152,10 @@ class Sequence:
     prompt_logprobs: list[Token | None] = field(default_factory=list)
     seen: SeenTokens = field(init=False)
     counts: OutputCounts = field(default_factory=OutputCounts)
+    drafts: tuple[int, ...] = ()
+    ahead: bool = False
+    n_drafted: int = 0
+    n_accepted: int = 0
     arrived: float | None = None
     admitted: float | None = None
     first_token: float | None = None
@@ -233,6 +254,11 @@ class Sequence:
             return self.output_ids[self.n_read - n_prompt : end - n_prompt]
         return [*self.request.prompt_ids[self.n_read : end], *self.output_ids[: max(0, end - n_prompt)]]
 
+    def known_from(self, position: int) -> list[int]:
+        """The tokens known so far from an absolute position on."""
+        n_prompt, first = len(self.request.prompt_ids), position - self.request.position
+        return [*self.request.prompt_ids[first:], *self.output_ids[max(0, first - n_prompt) :]]
+
     def read_ids(self) -> list[int]:
         """The tokens of it that are in the cache."""
         n_prompt = len(self.request.prompt_ids)
@@ -241,11 +267,26 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A sequence's part of a step: the next `n_tokens` of its tokens; `writes` if that reveals a new one."""
+    """A sequence's part of a step: the next `n_tokens` of its tokens; `writes` if that reveals a new one.
+
+    Attributes:
+        sequence: whose.
+        n_tokens: tokens that count as read by it.
+        writes: whether it reveals a new one.
+        drafts: guesses of the tokens after those, which are read with them.
+        ahead: whether an earlier step has read its token as a guess; then there is nothing to compute.
+    """
 
     sequence: Sequence
     n_tokens: int
     writes: bool
+    drafts: tuple[int, ...] = ()
+    ahead: bool = False
+
+    @property
+    def n_rows(self) -> int:
+        """Tokens that are computed."""
+        return 0 if self.ahead else self.n_tokens + len(self.drafts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ prompt chunk is a forward of its own, and sequences that write are taken togethe
 the matrix products of bfloat16 on x86 give a row the same bits whoever shares the batch, and a chunk is long enough to
 gain nothing from company. So what a request reads does not depend on the others.
 
+Guesses of the tokens to come are rows of the same forward. Their keys and values wait beside the cache, and the logits
+after them here, until what is written proves them right; see `Runner._go_on`.
+
 What fails in one request's part ends that request. A forward that fails is repeated with each of its works alone, so
 that the others go on as if nothing had been: see `Runner._alone`.
 """
@@ -15,6 +18,7 @@ import logging
 import math
 from collections.abc import Sequence as Many
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -48,12 +52,17 @@ class Runner:
         """`n_threads` choose tokens at once where many rows are written; `close` ends them."""
         self.lanes = lanes
         self._generators: dict[Sequence, torch.Generator] = {}
+        self._ahead: dict[Sequence, list[Tensor | Exception]] = {}
         self._pool = ThreadPoolExecutor(n_threads, "sash-sampling") if n_threads > 1 else None
 
     @torch.inference_mode()
     def run(self, works: list[Work]) -> Results:
         """Compute a step; an error in one sequence's part is its result, and nobody else's."""
         results: Results = []
+        ahead = [work for work in works if work.ahead]
+        if ahead:
+            results += self._chosen([(work, self._go_on(work)) for work in ahead])
+            works = [work for work in works if not work.ahead]
         for lane in dict.fromkeys(work.sequence.lane for work in works):
             place = self.lanes.of(lane)
             for batch in _batches([work for work in works if work.sequence.lane == lane], place.network):
@@ -66,7 +75,7 @@ class Runner:
         try:
             hidden_TD = place.network(_pack(works, place.cache), place.cache)
         except Exception as error:
-            if len(works) == 1:
+            if len(works) == 1 and not works[0].drafts:
                 return [(works[0], _as_error(error, "computing"))]
             logger.warning("a step of %d sequences failed (%s): each is tried alone", len(works), type(error).__name__)
             written = not isinstance(error, DoesNotFitError)  # memory is taken before anything is computed
@@ -78,8 +87,10 @@ class Runner:
 
         A forward that failed half way may have written keys and values of some layers. A single token's go where
         nothing is any more that its sequence can see, so that its step can be repeated; what a longer chunk wrote over
-        may be needed by its own first tokens, so its row has to be read anew.
+        may be needed by its own first tokens, so its row has to be read anew. Guesses are written nowhere, and what is
+        repeated goes without.
         """
+        work = replace(work, drafts=())
         sequence = work.sequence
         if undo(place.cache, _row(sequence), sequence.position, work.n_tokens) or not written:
             return self._attempt(place, [work])
@@ -92,16 +103,34 @@ class Runner:
         """What a forward that went well says of each work."""
         ends, end = [], 0
         for work in works:
-            end += work.n_tokens
+            end += work.n_rows
             ends.append(end)
-        last = [hidden_TD[end - 1] for end, work in zip(ends, works, strict=True) if work.writes]
+        last = [
+            hidden_TD[row]
+            for end, work in zip(ends, works, strict=True)
+            if work.writes
+            for row in range(end - len(work.drafts) - 1, end)
+        ]
         logits = iter(self._logits(place.network, last))
         parts: list[tuple[Work, Tensor | Exception | None]] = []
         for end, work in zip(ends, works, strict=True):
             logits_V = next(logits) if work.writes else None
-            fault = self._score(place.network, work, hidden_TD[end - work.n_tokens : end])
+            if work.drafts:
+                self._ahead[work.sequence] = [next(logits) for _ in work.drafts]
+                fault = _accept(place.cache, work)
+            else:
+                fault = self._score(place.network, work, hidden_TD[end - work.n_tokens : end])
             parts.append((work, fault or logits_V))
-        if self._pool is None or len(last) < FEW_ROWS:
+        return self._chosen(parts)
+
+    def _go_on(self, work: Work) -> Tensor | Exception:
+        """Logits after a token that was guessed, whose keys and values count from now on."""
+        fault = _accept(self.lanes.of(work.sequence.lane).cache, work)
+        return fault or self._ahead[work.sequence].pop(0)
+
+    def _chosen(self, parts: list[tuple[Work, Tensor | Exception | None]]) -> Results:
+        """The tokens of all that write."""
+        if self._pool is None or sum(work.writes for work, _ in parts) < FEW_ROWS:
             return [self._choose(*part) for part in parts]
         return list(self._pool.map(lambda part: self._choose(*part), parts))
 
@@ -172,6 +201,7 @@ class Runner:
     def forget(self, sequence: Sequence) -> None:
         """Drop what is kept for a sequence that has ended."""
         self._generators.pop(sequence, None)
+        self._ahead.pop(sequence, None)
 
 
 def _batches(works: list[Work], network: Network) -> list[list[Work]]:
@@ -179,7 +209,14 @@ def _batches(works: list[Work], network: Network) -> list[list[Work]]:
     if network.independent:
         return [works] if works else []
     writing = [work for work in works if not work.sequence.reading]
-    together = [writing[start : start + MAX_WRITERS] for start in range(0, len(writing), MAX_WRITERS)]
+    together: list[list[Work]] = []
+    n_rows = MAX_WRITERS
+    for work in writing:
+        if n_rows + work.n_rows > MAX_WRITERS:
+            together.append([])
+            n_rows = 0
+        together[-1].append(work)
+        n_rows += work.n_rows
     return together + [[work] for work in works if work.sequence.reading]
 
 
@@ -192,10 +229,11 @@ def _empty_rows(works: list[Work], cache: KVCache) -> None:
 
 def _pack(works: list[Work], cache: KVCache) -> Batch:
     return Batch.pack(
-        [work.sequence.next_tokens(work.n_tokens) for work in works],
+        [[*work.sequence.next_tokens(work.n_tokens), *work.drafts] for work in works],
         [work.sequence.position for work in works],
         [_row(work.sequence) for work in works],
         **_flags(works),
+        drafted=[bool(work.drafts) for work in works],
         device=cache.device,
     )
 
@@ -203,11 +241,21 @@ def _pack(works: list[Work], cache: KVCache) -> Batch:
 def _flags(works: list[Work]) -> dict[str, list[list[bool]] | None]:
     """Which tokens of each work are pinned, and which are global; None where no request has any."""
     requests = [work.sequence.request for work in works]
-    pinned = [work.sequence.next_flags(work.n_tokens) for work in works] if any(one.pins for one in requests) else None
-    is_global = (
-        [work.sequence.next_seers(work.n_tokens) for work in works] if any(one.seers for one in requests) else None
-    )
+    pinned = is_global = None
+    if any(one.pins for one in requests):
+        pinned = [work.sequence.next_flags(work.n_tokens) + [False] * len(work.drafts) for work in works]
+    if any(one.seers for one in requests):
+        is_global = [work.sequence.next_seers(work.n_tokens) + [False] * len(work.drafts) for work in works]
     return {"pinned": pinned, "is_global": is_global}
+
+
+def _accept(cache: KVCache, work: Work) -> Exception | None:
+    """Commit the next token of a row's guesses; what went wrong, if anything did."""
+    try:
+        cache.accept(_row(work.sequence))
+    except Exception as error:
+        return error
+    return None
 
 
 def _scores(logits_NV: Tensor, wanted: Many[int], n_top: int) -> list[Token]:

@@ -136,9 +136,15 @@ class Scheduler:
         sequence.n_read = sequence.n_reused = n_read
 
     def schedule(self) -> list[Work]:
-        """The next step of those with a row: first those that write, in the order they came, then those that read."""
+        """The next step of those with a row: first those that write, in the order they came, then those that read.
+
+        Where an earlier step has gone ahead of somebody's tokens, the step is theirs alone: it takes next to no time.
+        """
         for sequence in self._running:
             sequence.settle()
+        ahead = [Work(sequence, 1, True, ahead=True) for sequence in self._running if sequence.ahead]
+        if ahead:
+            return ahead
         writing = [Work(sequence, 1, True) for sequence in self._running if not sequence.reading]
         readers = [sequence for sequence in self._running if sequence.reading]
         left = self.pace.allowance(len(writing))
@@ -164,12 +170,16 @@ class Scheduler:
                 continue
             if isinstance(result, Lost):
                 sequence.lose()
+                sequence.drafts, sequence.ahead = (), False
                 sequence.prompt_logprobs.clear()
                 continue
             read = sequence.advance(work.n_tokens)
             if isinstance(result, SashError):
                 events.append(self.fail(sequence, result, read))
                 continue
+            if work.drafts:
+                sequence.drafts = work.drafts
+                sequence.n_drafted += len(work.drafts)
             if result is not None:
                 self._write(sequence, result)
             events.append(Event(sequence, read, result))
@@ -196,6 +206,9 @@ class Scheduler:
         sequence.output_ids.append(token.token_id)
         sequence.seen.extend((token.token_id,))
         sequence.counts.extend((token.token_id,))
+        sequence.ahead = sequence.drafts[:1] == (token.token_id,)
+        sequence.drafts = sequence.drafts[1:] if sequence.ahead else ()
+        sequence.n_accepted += sequence.ahead
         if token.ends or (token.token_id in request.stop_ids and not request.params.ignore_eos):
             self._finish(sequence, "stop")
         elif len(sequence.output_ids) >= request.params.max_tokens:
@@ -203,6 +216,7 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         sequence.finish_reason = reason
+        sequence.drafts, sequence.ahead = (), False
         if sequence in self._running:
             self._running.remove(sequence)
         elif sequence in self._waiting:

@@ -24,15 +24,23 @@ class Span:
         start, stop: its tokens are tokens[start:stop] of the step.
         position: absolute position of its first token; the others follow on.
         row: the cache row of its sequence; -1 without a cache.
+        drafted: whether its keys and values have to wait to be accepted (`KVCache.accept`), since some of its tokens
+            are guesses.
     """
 
     start: int
     stop: int
     position: int = 0
     row: int = -1
+    drafted: bool = False
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    @property
+    def written_first(self) -> bool:
+        """Whether its keys go where they stay before anything attends: what one token overwrites is out of sight."""
+        return len(self) == 1 and not self.drafted
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +69,7 @@ class Batch:
         *,
         pinned: list[list[bool]] | None = None,
         is_global: list[list[bool]] | None = None,
+        drafted: Sequence[bool] | None = None,
         device: torch.device | str = "cpu",
     ) -> Batch:
         """Pack runs of tokens of several sequences into one step.
@@ -70,6 +79,7 @@ class Batch:
             positions: position of each run's first token; 0 by default.
             rows: cache row of each sequence; none by default.
             pinned, is_global: flags, one a token.
+            drafted: of each sequence, whether its tokens wait to be accepted; by default none do.
             device: where the step is computed.
 
         >>> Batch.pack([[5, 6, 7], [8]], positions=[0, 41]).positions_T.tolist()
@@ -80,7 +90,8 @@ class Batch:
         spans, start = [], 0
         for index, run in enumerate(sequences):
             position = positions[index] if positions else 0
-            spans.append(Span(start, start + len(run), position, rows[index] if rows else -1))
+            row, waits = rows[index] if rows else -1, drafted is not None and drafted[index]
+            spans.append(Span(start, start + len(run), position, row, waits))
             start += len(run)
         if start == len(spans):  # one token each, as in every step of writing: no need for a tensor a sequence
             tokens_T = torch.tensor([int(run[0]) for run in sequences], dtype=torch.int64)

@@ -13,6 +13,7 @@ from sash.attention.pattern import AttentionPattern
 from sash.errors import DoesNotFitError, UsageError
 from sash.kernels.activations import rotation_of
 from sash.network.config import ModelConfig
+from sash.network.drafts import Drafts
 from sash.network.growing_store import GrowingStore
 from sash.network.log import LogRoom
 from sash.network.ring_store import RingStore
@@ -38,6 +39,7 @@ class KVCache:
         lengths: tokens read so far, a row.
         log: how much the logs may hold; None where none is kept.
         stores: of each pattern, the slots of its layers.
+        drafts: guessed tokens that wait to be accepted.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class KVCache:
                 raise UsageError("an encoder has no cache: it reads its whole input at once")
             self._layer_index.append(counts.get(pattern, 0))
             counts[pattern] = counts.get(pattern, 0) + 1
+        self.drafts = Drafts(self.stores)
         for pattern, n_layers in counts.items():
             layout = Layout(
                 n_layers, n_rows, config.n_kv_heads, config.head_dim, self.numbers, dtype, self.device
@@ -97,7 +100,7 @@ class KVCache:
 
         A row of windowed layers takes 2 x layers x W x n_kv_heads x (head_dim x itemsize + 4 if they are int8).
         """
-        return sum(store.nbytes for store in self.stores.values())
+        return sum(store.nbytes for store in self.stores.values()) + self.drafts.nbytes
 
     @property
     def number_bytes(self) -> tuple[int, int]:
@@ -136,7 +139,19 @@ class KVCache:
         """Empty a row that stays taken: what it held is gone."""
         for store in self.stores.values():
             store.wipe(row)
+        self.drafts.wipe(row)
         self.lengths[row] = 0
+
+    @torch.inference_mode()
+    def accept(self, row: int, count: int = 1) -> None:
+        """Commit the next `count` guessed tokens of a row, which then has read them.
+
+        Raises:
+            UsageError: no so many of them wait.
+            PinsError, DoesNotFitError: as for a step that reads them.
+        """
+        self.drafts.accept(row, self.lengths[row], count)
+        self.lengths[row] += count
 
     def release(self, row: int) -> None:
         """End a sequence: its row is wiped and free."""

@@ -19,7 +19,7 @@ from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import RopeConfig
 from sash.network.ring_store import RingStore, pins_among
-from sash.network.slots import HeldRun, Placement
+from sash.network.slots import HeldRun, Placement, Vectors
 from sash.network.stores import Store
 
 Angles = Callable[[RopeConfig, Tensor], tuple[Tensor, Tensor]]
@@ -52,6 +52,9 @@ class NativePlan:
         self.native: Any = native.module().Plan(len(batch.tokens_T), int8, 1 if cache is None else cache.mixing)
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._placements: dict[AttentionPattern, list[Placement]] = {}
+        self._guesses = (
+            {} if cache is None else {span: cache.drafts.place(span) for span in batch.spans if span.drafted}
+        )
         for pattern, rope_config in kinds:
             self._add_kind(pattern, rope_config, angles)
 
@@ -60,16 +63,21 @@ class NativePlan:
         if self._cache is None:
             return
         for span in self._batch.spans:
-            self._cache.lengths[span.row] += len(span)
+            if span.drafted:
+                self._cache.drafts.mark(span)
+            else:
+                self._cache.lengths[span.row] += len(span)
         for pattern, placements in self._placements.items():
             for span, placement in zip(self._batch.spans, placements, strict=True):
-                self._cache.stores[pattern].mark(span.row, placement)
+                if not span.drafted:
+                    self._cache.stores[pattern].mark(span.row, placement)
 
     def _add_kind(self, pattern: AttentionPattern, rope_config: RopeConfig, angles: Angles) -> None:
         own = angles(rope_config, self._batch.positions_T)
         self._kept.append(own)
         clamped = (0, 0)
-        store = None if self._cache is None else self._cache.stores[pattern]
+        cache = self._cache
+        store = None if cache is None else cache.stores[pattern]
         positions_T = clamped_positions(pattern, self._batch, store) if pattern.pins else None
         if positions_T is not None:
             turned = angles(rope_config, positions_T)
@@ -79,12 +87,14 @@ class NativePlan:
         back = pattern.global_reach and pattern.global_reach - 1 if sees_log else pattern.reach_back
         self.native.add_kind(0 if back is None else back + 1, own[0].data_ptr(), own[1].data_ptr(), *clamped)
         if store is not None and pattern not in self._placements:
-            self._placements[pattern] = [store.place(self._batch, span) for span in self._batch.spans]
+            self._placements[pattern] = [
+                self._guesses[span] if span.drafted else store.place(self._batch, span) for span in self._batch.spans
+            ]
         for index, span in enumerate(self._batch.spans):
             self.native.add_span(span.start, len(span), span.position)
             for first, count in pins_among(pattern, self._batch, span):
                 self.native.add_own_pins(first, count)
-            if store is None:
+            if store is None or cache is None:
                 continue
             oldest = 0 if back is None else max(0, span.position - back)
             if sees_log and isinstance(store, RingStore):
@@ -94,16 +104,19 @@ class NativePlan:
                 held = store.held(span.row, span.position, oldest)
             for run in sorted(held, key=lambda run: (run.source != "pins", run.first_position)):
                 pinned = run.source == "pins"
-                self.native.add_held(run.first_position, run.size, pinned, *_slots(store, span.row, run))
+                self.native.add_held(run.first_position, run.size, pinned, *_slots(store.slots_of(span.row, run), run))
             self._add_annex(store, span.row)
             for token, run in self._placements[pattern][index]:
-                self.native.add_write(token, run.size, *_slots(store, span.row, run))
+                slots = cache.drafts.slots(pattern, span.row) if span.drafted else store.slots_of(span.row, run)
+                self.native.add_write(token, run.size, *_slots(slots, run))
 
     def _add_annex(self, store: Store, row: int) -> None:
         if not isinstance(store, RingStore) or store.annex is None or not store.annex.count(row):
             return
         run, logs_S = store.annex.held(row), store.annex.log_weights(row)
-        self.native.add_annex(run.size, 0 if logs_S is None else logs_S.data_ptr(), *_slots(store, row, run))
+        self.native.add_annex(
+            run.size, 0 if logs_S is None else logs_S.data_ptr(), *_slots(store.slots_of(row, run), run)
+        )
 
 
 def clamped_positions(pattern: AttentionPattern, batch: Batch, store: Store | None) -> Tensor | None:
@@ -125,9 +138,8 @@ def clamped_positions(pattern: AttentionPattern, batch: Batch, store: Store | No
     return all_T
 
 
-def _slots(store: Store, row: int, run: HeldRun) -> tuple[int, ...]:
-    """Addresses and strides of a run of slots; see `Slots` in step.h."""
-    slots = store.slots_of(row, run)
+def _slots(slots: Vectors, run: HeldRun) -> tuple[int, ...]:
+    """Addresses and strides of a run of slots, [2 (keys, values), layers, G, S] vectors; see `Slots` in step.h."""
     keys, values = slots[0], slots[1]
     numbers, size = keys.numbers, keys.numbers.element_size()
     at = run.start * numbers.stride(-2) * size

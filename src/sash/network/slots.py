@@ -99,14 +99,14 @@ class HeldRun(NamedTuple):
     Attributes:
         first_position: position in the first slot.
         size: slots.
-        source: a store's "ring", "pins" or "annex", or one of its growing blocks.
+        source: a store's "ring", "pins" or "annex", one of its growing blocks, or a row's "drafts".
         start: the first slot.
         block: which growing block; 0 elsewhere.
     """
 
     first_position: int
     size: int
-    source: Literal["ring", "pins", "annex", "block"]
+    source: Literal["ring", "pins", "annex", "block", "drafts"]
     start: int
     block: int = 0
 

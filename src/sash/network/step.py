@@ -64,11 +64,14 @@ class Step:
             done = cache.lengths[span.row]
             if done != span.position:
                 raise UsageError(f"row {span.row} has read {done} tokens: {span.position} is not its next position")
+        guesses = {span: cache.drafts.place(span) for span in batch.spans if span.drafted}
         for pattern, store in cache.stores.items():
-            self.placements[pattern] = tuple(store.place(batch, span) for span in batch.spans)
+            self.placements[pattern] = tuple(
+                guesses[span] if span.drafted else store.place(batch, span) for span in batch.spans
+            )
         for pattern, store in cache.stores.items():
             for span, placement in zip(batch.spans, self.placements[pattern], strict=True):
-                if len(span) == 1:
+                if span.written_first:
                     store.mark(span.row, placement)
 
     def attend(
@@ -112,18 +115,25 @@ class Step:
         if self._cache is None:
             return
         for span in self._batch.spans:
-            self._cache.lengths[span.row] += len(span)
+            if span.drafted:
+                self._cache.drafts.mark(span)
+            else:
+                self._cache.lengths[span.row] += len(span)
         for pattern, placements in self.placements.items():
             for span, placement in zip(self._batch.spans, placements, strict=True):
-                if len(span) > 1:
+                if not span.written_first and not span.drafted:
                     self._cache.stores[pattern].mark(span.row, placement)
 
     def _write(
         self, pattern: AttentionPattern, store: Store, slot: int, kept: tuple[Vectors, Vectors], *, single: bool
     ) -> None:
-        """Commit the spans of one token, or the others."""
+        """Commit the spans of one token, or the others; guesses wait elsewhere."""
         for span, placement in zip(self._batch.spans, self.placements[pattern], strict=True):
-            if (len(span) == 1) is single:
+            if span.written_first is not single:
+                continue
+            if span.drafted and self._cache is not None:
+                self._cache.drafts.write(pattern, slot, span.row, placement, *kept)
+            else:
                 store.write(slot, span.row, placement, *kept)
 
     def _angle(self, config: RopeConfig, clamped_for: AttentionPattern | None) -> tuple[Tensor, Tensor]:
@@ -141,7 +151,7 @@ class Step:
             store = None if self._cache is None else self._cache.stores[pattern]
             blocks: list[QueryBlock] = []
             for span in self._batch.spans:
-                if store is not None and len(span) == 1:
+                if store is not None and span.written_first:
                     blocks.append(self._written_first(pattern, span, store))
                 else:
                     blocks += self._blocks(pattern, span, self._batch.meta(span), store)
@@ -200,7 +210,7 @@ class Step:
         changed: list[tuple[Span, int | Tensor]] = []
         for span in self._batch.spans:
             last_pin = -1 if store is None else store.last_pin(span.row)
-            if store is not None and len(span) == 1:
+            if store is not None and span.written_first:
                 clamped = pattern.clamp(span.position, last_pin)
                 if last_pin >= 0 and clamped != span.position:
                     changed.append((span, clamped))
