@@ -25,7 +25,7 @@ from machine import describe_machine
 
 from sash.engine.request import Event, Request
 from sash.engine.service import Service
-from sash.engine.snapshots import EVERY, Snapshots
+from sash.engine.snapshots import Snapshots
 from sash.lm import LM
 from sash.loading import load_decoder
 from sash.network.fingerprint import fingerprint
@@ -46,10 +46,8 @@ class Turn:
 
 def serve(lm: LM, memory: int, folder: Path | None = None) -> tuple[Service, Snapshots]:
     """An engine for one sequence at a time, with an empty memory."""
-    aligned = 1 if lm.decoder.independent else lm.chunk
-    every = lm.chunk * max(1, round(EVERY / lm.chunk))
     print_of = fingerprint(lm.decoder, lm.kv) if folder else ""
-    snapshots = Snapshots(memory, folder=folder, fingerprint=print_of, every=every, aligned=aligned)
+    snapshots = Snapshots(memory, folder=folder, fingerprint=print_of)
     service = Service(lm.decoder, kv=lm.kv, kv_memory=16 << 30, max_rows=1, chunk=lm.chunk, snapshots=snapshots)
     service.start()
     return service, snapshots

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from sash.engine.snapshot_files import SUFFIX
+from sash.engine.snapshot_files import SUFFIX, Label, root_name
+from sash.engine.snapshot_index import Asked
 from sash.engine.snapshots import Snapshots
+from sash.network import sizing
 from sash.network.blocks import Block
-from sash.network.slots import Vectors
+from sash.network.slots import HeldRun, Vectors
 from sash.network.snapshot import RowState
 from sash.network.store_state import StoreState
 
@@ -22,14 +24,51 @@ def block(n_bytes: int = 64, value: float = 1.0) -> Block:
 
 
 def state(length: int, *blocks: Block) -> RowState:
-    return RowState(length, ("kind",), (StoreState(blocks or (block(),), (0,)),))
+    """A row without a window, in one block."""
+    return RowState(length, ("kind",), (StoreState(blocks or (block(8 * length),), (0,)),))
+
+
+def row_of(ids: Sequence[int], reach: int | None = None, first: int = 0, pins: Sequence[range] = ()) -> RowState:
+    """A row of blocks as a log's, from the one of `first` on, whose keys and values are its tokens."""
+    size = sizing.LOG_BLOCK
+    starts = tuple(range(first // size * size, len(ids), size)) if reach is not None else (0,)
+    blocks = []
+    for start, stop in zip(starts, (*starts[1:], len(ids)), strict=True):
+        values = torch.tensor(ids[start:stop], dtype=torch.float32)
+        blocks.append(Block(Vectors(values.view(1, 1, 1, -1, 1).repeat(2, 1, 1, 1, 1)), None, stop - start))
+    runs, taken = [], 0
+    for run in pins:
+        if run.start < len(ids):
+            runs.append(HeldRun(run.start, min(run.stop, len(ids)) - run.start, "pins", taken))
+            taken += runs[-1].size
+    return RowState(len(ids), ("kind",), (StoreState(tuple(blocks), starts, 0, reach, None, tuple(runs)),))
+
+
+def tokens_of(found: RowState, length: int) -> list[int]:
+    """The tokens that a row's keys are, of all positions that it holds below `length`, -1 for those before."""
+    (store,) = found.states
+    values = [-1] * length
+    for start, part in zip(store.starts, store.blocks, strict=True):
+        for slot, value in enumerate(part.slots.numbers[0, 0, 0, :, 0].tolist()):
+            if start + slot < length:
+                values[start + slot] = int(value)
+    return values
+
+
+def label_of(ids: Sequence[int], fingerprint: str = "f") -> Label:
+    """The label of a first piece."""
+    label = Asked(fingerprint, ids, None, b"", ()).labels()[0]
+    return Label(
+        fingerprint=fingerprint, lane="None", salt="", parent=root_name(fingerprint, "None", ""),
+        start=0, pins=(), ids=label.ids,
+    )  # fmt: skip
 
 
 def held(snapshots: Snapshots) -> int:
     """What is in memory, counted anew."""
-    kept = list(snapshots._order.values())
+    kept = [*snapshots._order.values(), *snapshots._fronts.values()]
     pieces = {piece: size for one in kept if one.state is not None for piece, size in one.state.storages().items()}
-    return sum(pieces.values()) + sum(4 * one.length for one in kept)
+    return sum(pieces.values()) + sum(len(one.label.ids) for one in kept)
 
 
 @pytest.fixture
@@ -37,8 +76,8 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Snapshots]]:
     """Makes snapshots over the same folder, time and again."""
     made: list[Snapshots] = []
 
-    def build(memory: int = 1 << 20, *, disk: int = 1 << 20, fingerprint: str = "one", **more: int) -> Snapshots:
-        made.append(Snapshots(memory, folder=tmp_path / "kept", disk=disk, fingerprint=fingerprint, **more))
+    def build(memory: int = 1 << 20, *, disk: int = 1 << 20, fingerprint: str = "one") -> Snapshots:
+        made.append(Snapshots(memory, folder=tmp_path / "kept", disk=disk, fingerprint=fingerprint))
         return made[-1]
 
     yield build

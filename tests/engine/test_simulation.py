@@ -40,13 +40,11 @@ class World:
         self.first = draw.choice([0, 16])
         memory = draw.choice([None, self.cost(None, 60), 3 * self.cost(None, 40) + 7])
         self.room = Room(memory=memory, max_lanes=draw.choice([None, 1, 2]))
-        every = self.chunk * draw.randint(1, 4)
         self.pace = Pace(
             chunk=self.chunk,
             budget=draw.randint(1, 24),
             slice=draw.choice([None, draw.randint(1, 12)]),
             anywhere=draw.choice([None, lambda lane: True, lambda lane: lane is None]),
-            next_point=draw.choice([None, lambda position: (position // every + 1) * every]),
         )
         self.scheduler = Scheduler(range(self.n_rows), pace=self.pace, room=self.room, cost=self.cost)
         self.accepted: list[Sequence] = []
@@ -193,10 +191,8 @@ class World:
         position, count, unread = work.sequence.position, work.n_tokens, work.sequence.n_unread
         assert 1 <= count <= min(self.chunk, unread)
         assert work.writes == (count == unread)
-        point = self.pace.next_point(position) if self.pace.next_point is not None else 10**9
-        assert position + count <= point
         if self.pace.anywhere is None or not self.pace.anywhere(work.sequence.lane):
-            assert count == min(self.chunk - position % self.chunk, unread, point - position)
+            assert count == min(self.chunk - position % self.chunk, unread)
         elif company and self.pace.slice is not None:
             assert count <= self.pace.slice
             self.seen["slice"] += 1

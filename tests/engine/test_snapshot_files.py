@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from sash.attention.pattern import AttentionPattern
-from sash.engine import snapshot_files, snapshot_index
+from sash.engine import snapshot_files
 from sash.engine.snapshot_files import SUFFIX, Label, read, read_label, write
 from sash.errors import CheckpointError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.snapshot import RowState
 from tests.conftest import small_config, small_decoder
-from tests.engine.made_up_rows import files, make, state
+from tests.engine.made_up_rows import files, label_of, make, state
 
 __all__ = ["make"]
 
@@ -35,7 +35,7 @@ def sample(tmp_path: Path) -> tuple[Path, Label, RowState]:
     row = cache.allocate()
     with torch.inference_mode():
         small_decoder(config)(Batch.pack([list(range(11))], [0], [row]), cache)
-    label = Label(fingerprint="f", lane="None", salt="", pins=(), ids=snapshot_index.as_bytes(range(11)))
+    label = label_of(range(11))
     kept = cache.capture(row)
     write(tmp_path, label, kept, list(kept.tensors()))
     return tmp_path / (label.name + SUFFIX), label, kept
@@ -51,7 +51,7 @@ def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     assert read_label(path).label == label
     assert same(read(path, label), kept)
     with pytest.raises(CheckpointError, match="something else"):
-        read(path, Label(fingerprint="f", lane="None", salt="", pins=(), ids=snapshot_index.as_bytes(range(12))))
+        read(path, label_of(range(12)))
 
 
 def test_every_flipped_bit_and_every_cut_is_refused(tmp_path: Path) -> None:
@@ -90,18 +90,18 @@ def forged(header: bytes, n_ids: int, n_data: int, ids: bytes = b"", data: bytes
         forged(b"", 2**62, 0),
         forged(b"", 0, 2**62),
         forged(
-            b'{"fingerprint": 1, "lane": "", "salt": "", "point": "", "pins": [], "state": {}, "tensors": []}', 0, 0,
+            b'{"fingerprint": 1, "lane": "", "salt": "", "parent": "", "start": 0, "pins": [], "state": {}, "tensors": []}', 0, 0,
         ),
         forged(
-            b'{"fingerprint": "f", "lane": "", "salt": "", "point": "", "pins": [], "state": {},'
+            b'{"fingerprint": "f", "lane": "", "salt": "", "parent": "", "start": 0, "pins": [], "state": {},'
             b' "tensors": [["int8", [1099511627776]]]}', 0, 0,
         ),
         forged(
-            b'{"fingerprint": "f", "lane": "", "salt": "", "point": "", "pins": [], "state": {},'
+            b'{"fingerprint": "f", "lane": "", "salt": "", "parent": "", "start": 0, "pins": [], "state": {},'
             b' "tensors": [["int8", [-64]]]}', 0, 64, data=bytes(64),
         ),
         forged(
-            b'{"fingerprint": "f", "lane": "", "salt": "", "point": "", "pins": [], "state": {},'
+            b'{"fingerprint": "f", "lane": "", "salt": "", "parent": "", "start": 0, "pins": [], "state": {},'
             b' "tensors": [["object", [64]]]}', 0, 64, data=bytes(64),
         ),
     ],
@@ -115,7 +115,7 @@ def test_sizes_are_checked_before_anything_is_made(
     monkeypatch.setattr(torch, "empty", never)
     path = tmp_path / ("0" * 40 + SUFFIX)
     path.write_bytes(data)
-    label = Label(fingerprint="f", lane="", salt="", pins=(), ids=b"")
+    label = Label(fingerprint="f", lane="", salt="", parent="", start=0, pins=(), ids=b"")
     with pytest.raises(CheckpointError):
         read(path, label)
 
@@ -159,7 +159,7 @@ for kill in range(50):
     if child == 0:
         for count in range(10_000):
             ids = (1000 * kill + count).to_bytes(4, "little") * (1 << 15)
-            label = Label(fingerprint="f", lane="", salt="", pins=(), ids=ids)
+            label = Label(fingerprint="f", lane="", salt="", parent="", start=0, pins=(), ids=ids)
             kept = state(1 << 15, block(1 << 18, float(1000 * kill + count)))
             os.write(begun, b"1")
             write(folder, label, kept, list(kept.tensors()))

@@ -139,7 +139,8 @@ def test_more_than_the_disk_can_take_stays_in_memory(make, monkeypatch: pytest.M
         return write(*arguments)
 
     monkeypatch.setattr(snapshot_folder, "write", slow)
-    snapshots = make(40 * 68)
+    monkeypatch.setattr(snapshot_folder, "MAX_QUEUED", 16)
+    snapshots = make(40 * 12)
     snapshots.keep([0], None, state(1))
     assert entered.wait(60)
     for token in range(1, 40):
@@ -148,7 +149,7 @@ def test_more_than_the_disk_can_take_stays_in_memory(make, monkeypatch: pytest.M
     assert snapshots.figures().disk.skipped == 39 - snapshot_folder.MAX_QUEUED
     for token in range(40, 79):
         snapshots.keep([token], None, state(1))
-        assert snapshots.nbytes == held(snapshots) <= 40 * 68
+        assert snapshots.nbytes == held(snapshots) <= 40 * 12
     assert snapshots.find([0, 9], None) is not None  # under way, so it could not go
     assert snapshots.find([1, 9], None) is None
     gate.set()

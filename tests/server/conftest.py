@@ -128,7 +128,7 @@ def serving(lm: LM | None = None, *, snapshots: bool = False, **settings: Any) -
     service = Service(
         lm.decoder, kv_memory=1 << 28, max_rows=chosen.max_rows, chunk=16, token_budget=64,
         max_waiting=chosen.max_waiting,
-        snapshots=Snapshots(1 << 24, every=1 << 10, aligned=1 if lm.decoder.independent else 16) if snapshots else None,
+        snapshots=Snapshots(1 << 24) if snapshots else None,
     )  # fmt: skip
     service.start()
     app = create_app(lm, service, chosen)

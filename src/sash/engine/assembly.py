@@ -43,14 +43,14 @@ def assemble(
     n_rows = min(max_rows, kv_memory // row_bytes)
 
     def cache(network: Network) -> KVCache:
-        return KVCache(network.config, n_rows, network.dtype, network.device, kv, on_demand=True)
+        room = False if snapshots is None or snapshots.room is None else snapshots.room
+        return KVCache(network.config, n_rows, network.dtype, network.device, kv, on_demand=True, log=room)
 
     pace = Pace(
         chunk=chunk,
         budget=token_budget,
         slice=read_slice if decoder.independent else None,
         anywhere=independent_lanes(decoder),
-        next_point=None if snapshots is None else snapshots.next_point,
     )
     room = Room(memory=kv_memory, max_lanes=MAX_LANES)
     scheduler = Scheduler(range(n_rows), pace=pace, room=room, cost=cost)

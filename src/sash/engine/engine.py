@@ -6,8 +6,8 @@ from collections.abc import Hashable
 
 from sash.engine.lanes import Lanes
 from sash.engine.proposer import with_drafts
-from sash.engine.recall import Recall
 from sash.engine.request import Event, FinishReason, Request, Sequence
+from sash.engine.reuse import Reuse
 from sash.engine.runner import Runner
 from sash.engine.scheduler import Scheduler
 from sash.engine.snapshots import Snapshots
@@ -29,7 +29,7 @@ class Steps:
     ) -> None:
         """`n_threads` choose tokens at once; `close` ends them."""
         self.lanes, self.scheduler = lanes, scheduler
-        self._recall = Recall(lanes, snapshots, scheduler.pace.chunk)
+        self._reuse = Reuse(lanes, snapshots, scheduler.pace.chunk)
         self._runner = Runner(lanes, n_threads)
 
     @property
@@ -49,7 +49,7 @@ class Steps:
         """End a sequence; its row is free before the next step."""
         if sequence.finish_reason is None:
             self.scheduler.cancel(sequence, reason)
-            self._recall.keep(sequence)
+            self._reuse.keep(sequence)
             self._clear(sequence)
 
     def fail(self, sequence: Sequence, error: SashError) -> None:
@@ -70,7 +70,7 @@ class Steps:
         """Run one step of all that have a row."""
         events = self.scheduler.commit(self._runner.run(with_drafts(self.scheduler.schedule())))
         for event in events:
-            self._recall.keep(event.sequence)
+            self._reuse.keep(event.sequence)
         return self._settled(events)
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class Steps:
             self.lanes.open(sequence.lane, self.scheduler.admission.lanes)
         except SashError as error:
             return self.scheduler.fail(sequence, error)
-        n_found = self._recall.find(sequence)
+        n_found = self._reuse.find(sequence)
         if n_found:
             self.scheduler.resume(sequence, n_found)
         return None

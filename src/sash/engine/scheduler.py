@@ -30,14 +30,12 @@ class Pace:
         slice: prompt tokens of a step while somebody writes; None for as many as the budget holds.
         anywhere: the lanes whose chunks may end anywhere, since their numbers depend on no chunks. Chunks of all others
             end at multiples of `chunk` from the beginning of their sequence, even where that is more than a slice.
-        next_point: the next position at which a chunk has to end, whoever runs; None for nowhere.
     """
 
     chunk: int = 512
     budget: int = 512
     slice: int | None = None
     anywhere: Callable[[Hashable], bool] | None = None
-    next_point: Callable[[int], int] | None = None
 
     def __post_init__(self) -> None:
         if self.chunk < 1:
@@ -61,8 +59,6 @@ class Pace:
         """
         position = sequence.position
         end = position + sequence.most
-        if self.next_point is not None:
-            end = min(end, self.next_point(position))
         if self.anywhere is not None and self.anywhere(sequence.lane):
             return min(self.chunk, left, end - position)
         count = min(self.chunk - position % self.chunk, end - position)

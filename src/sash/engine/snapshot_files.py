@@ -1,4 +1,8 @@
-"""One file a snapshot: what it says, how it is written whole or not at all, and how anything else is refused.
+"""One file a piece of a row: what it says, how it is written whole or not at all, and how anything else is refused.
+
+A piece holds the keys and values of positions [start, end) of a row (`sash.network.pieces`). Its name is a digest of
+its tokens and of the name of the piece before it, and so of all that was read up to its end: whoever reads the same
+tokens knows the names of the files that help, and texts that begin alike share the files of their beginning.
 
     0   magic, version, bytes of the header, token ids, bytes of the data   (`_PRELUDE`, little-endian)
         header: JSON, the label and the description of the state
@@ -34,7 +38,7 @@ from sash.errors import CheckpointError
 from sash.network.snapshot import RowState
 
 SUFFIX = ".sash-snapshot"
-VERSION = 1
+VERSION = 2
 
 _MAGIC = b"SASHROW\n"
 _PRELUDE = struct.Struct("<8sIIQQ")
@@ -48,49 +52,47 @@ _DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
-    """What a snapshot is of; two snapshots of one label are the same.
+    """What a piece is of; two pieces of one label are the same.
 
     Attributes:
         fingerprint: the network, and what computes it (`sash.network.fingerprint`).
         lane: which of the network's windows and pins.
         salt: hex; of whoever may use it.
-        pins: [first, end) of each stretch of positions that are flagged as pins.
-        ids: the tokens read, int32.
-        point: "turn" or "inside"; not a part of what it is of.
+        parent: name of the piece before it; `root_name` for the first.
+        start: position of its first token.
+        pins: [first, end) of each stretch of its positions that are flagged as pins.
+        ids: its tokens, int32.
     """
 
     fingerprint: str
     lane: str
     salt: str
+    parent: str
+    start: int
     pins: tuple[tuple[int, int], ...]
     ids: bytes
-    point: str = "turn"
 
     @property
     def name(self) -> str:
         """A name for it, of 40 hexadecimal digits; nobody can tell the tokens by it."""
-        digest = place_digest(self.fingerprint, self.lane, self.salt)
-        digest.update(self.ids)
-        return finish_name(digest, self.pins)
+        return next_name(self.parent, self.ids, self.pins)
 
     @property
     def length(self) -> int:
-        """Tokens."""
-        return len(self.ids) // 4
+        """Tokens read at its end."""
+        return self.start + len(self.ids) // 4
 
 
-def place_digest(fingerprint: str, lane: str, salt: str) -> hashlib.blake2b:
-    """The beginning of a name; tokens follow, as int32."""
-    digest = hashlib.blake2b(digest_size=20)
-    digest.update(json.dumps([fingerprint, lane, salt]).encode() + b"\0")
-    return digest
+def root_name(fingerprint: str, lane: str, salt: str) -> str:
+    """The parent of first pieces."""
+    return hashlib.blake2b(json.dumps([fingerprint, lane, salt]).encode(), digest_size=20).hexdigest()
 
 
-def finish_name(digest: hashlib.blake2b, pins: tuple[tuple[int, int], ...]) -> str:
-    """The name once all tokens are in the digest, which stays as it is."""
-    whole = digest.copy()
-    whole.update(json.dumps(pins).encode())
-    return whole.hexdigest()
+def next_name(parent: str, ids: bytes, pins: tuple[tuple[int, int], ...]) -> str:
+    """The name of a piece that follows another."""
+    digest = hashlib.blake2b(f"{parent} {json.dumps(pins)} ".encode(), digest_size=20)
+    digest.update(ids)
+    return digest.hexdigest()
 
 
 def write(folder: Path, label: Label, state: RowState, tensors: list[Tensor]) -> int:
@@ -137,14 +139,15 @@ def _front(label: Label, state: RowState, tensors: list[Tensor]) -> bytes:
         "fingerprint": label.fingerprint,
         "lane": label.lane,
         "salt": label.salt,
+        "parent": label.parent,
+        "start": label.start,
         "pins": label.pins,
-        "point": label.point,
         "state": state.describe(),
         "tensors": [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in tensors],
     }
     text = json.dumps(header).encode()
     data = _data_size(tensor.nbytes for tensor in tensors)
-    front = _PRELUDE.pack(_MAGIC, VERSION, len(text), label.length, data) + text + label.ids
+    front = _PRELUDE.pack(_MAGIC, VERSION, len(text), len(label.ids) // 4, data) + text + label.ids
     front += hashlib.blake2b(front, digest_size=_DIGEST).digest()
     return front + bytes(-len(front) % _ALIGNMENT)
 
@@ -217,7 +220,7 @@ def read(path: Path, label: Label) -> RowState:
     """
     with _opened(path) as file:
         front, raw = _read_front(path, file)
-        if (front.label.name, front.label.ids) != (label.name, label.ids):
+        if front.label != label:
             raise CheckpointError(f"{path} is a snapshot of something else")
         digest, tensors = hashlib.blake2b(raw, digest_size=_DIGEST), []
         for dtype, shape in front.tensors:
@@ -284,14 +287,15 @@ def _typed(
 ) -> tuple[Label, dict[str, Any], list[tuple[torch.dtype, tuple[int, ...]]]]:
     """A header's parts, each of the type that it must have."""
     try:
-        names = {key: header[key] for key in ("fingerprint", "lane", "salt", "point")}
+        names = {key: header[key] for key in ("fingerprint", "lane", "salt", "parent")}
+        start = header["start"]
         pins = tuple((first, end) for first, end in header["pins"])
         tensors = [(_DTYPES[dtype], tuple(shape)) for dtype, shape in header["tensors"]]
-        numbers = [number for pair in pins for number in pair] + [n for _, shape in tensors for n in shape]
+        numbers = [start] + [number for pair in pins for number in pair] + [n for _, shape in tensors for n in shape]
         described = header["state"]
         typed = all(type(name) is str for name in names.values()) and isinstance(described, dict)
         if not typed or not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
             raise ValueError("another type")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has a header that is none of a snapshot's") from error
-    return Label(pins=pins, ids=ids, **names), described, tensors
+    return Label(start=start, pins=pins, ids=ids, **names), described, tensors

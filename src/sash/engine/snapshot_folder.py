@@ -24,7 +24,7 @@ from sash.network.snapshot import RowState
 
 logger = logging.getLogger(__name__)
 
-MAX_QUEUED = 16
+MAX_QUEUED = 1024
 _STALE_SECONDS = 600.0
 
 
@@ -37,14 +37,13 @@ class SnapshotFolder:
         figures: what became of them.
     """
 
-    def __init__(self, path: Path, budget: int, fingerprint: str, max_queued: int = MAX_QUEUED) -> None:
+    def __init__(self, path: Path, budget: int, fingerprint: str) -> None:
         """Look through a folder, which is made if need be.
 
         Raises:
             InputNotFoundError: it cannot be made or read.
         """
         self.path, self.budget, self.figures, self._fingerprint = path, budget, FolderFigures(), fingerprint
-        self._max_queued = max_queued
         self._changed = threading.Condition()
         self._queue: OrderedDict[str, tuple[Label, RowState] | None] = OrderedDict()
         self._writing: str | None = None
@@ -101,7 +100,7 @@ class SnapshotFolder:
             if self._closed or there or label.name == self._writing:
                 return
             self._queue[label.name] = (label, state)
-            if len(self._queue) > self._max_queued:
+            if len(self._queue) > MAX_QUEUED:
                 self._skip_oldest()
             self._changed.notify_all()
 

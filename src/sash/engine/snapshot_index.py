@@ -1,4 +1,4 @@
-"""Which snapshots there are: found by the beginnings of a text, and what they hold counted once."""
+"""Which pieces of snapshots there are, found by the tokens that were read, and what they hold counted once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from hashlib import blake2b
 
 import numpy as np
 
-from sash.engine.snapshot_files import Label, finish_name, place_digest
+from sash.engine.snapshot_files import Label, next_name, root_name
+from sash.network import sizing
+from sash.network.pieces import piece_starts
 from sash.network.snapshot import RowState
 
 Pins = tuple[tuple[int, int], ...]
@@ -17,79 +19,205 @@ Pins = tuple[tuple[int, int], ...]
 
 
 @dataclass(slots=True, eq=False)
-class Kept:
-    """A snapshot in memory (with a state), on disk, or both.
+class Piece:
+    """A piece in memory (with a state), on disk, or both.
 
     Attributes:
-        name: of its label.
-        place: its lane and salt.
-        length: tokens.
-        point: "turn" or "inside".
-        label, state, storages: what it is of, what it holds and in which pieces of memory, while it is in memory.
+        label, name: what it is of.
+        reach: how many tokens before a next one all layers see together, pins aside; None for all.
+        pinned: (first, size) of each stretch of positions before its end that some layer pins.
+        state, storages: what it holds and in which pieces of memory, while it is in memory.
         on_disk: whether there is a file.
-        uses: requests that went on from it.
     """
 
+    label: Label
     name: str
-    place: tuple[str, str]
-    length: int
-    point: str
-    label: Label | None = None
+    reach: int | None
+    pinned: Pins
     state: RowState | None = None
     storages: dict[Hashable, int] = field(default_factory=dict)
     on_disk: bool = False
-    uses: int = 0
+
+    @staticmethod
+    def of(label: Label, state: RowState) -> Piece:
+        """The piece of a label, which is not in memory yet."""
+        reaches = [one.reach for one in state.states]
+        pinned = {(run.first_position, run.size) for one in state.states for run in one.pinned}
+        return Piece(label, label.name, _longest(reaches), tuple(sorted(pinned)))
+
+    @staticmethod
+    def on_a_disk(label: Label, described: Mapping[str, object]) -> Piece | None:
+        """The piece that a file says it holds; None if it says nothing that makes sense."""
+        try:
+            stores = described["stores"]
+            reaches = [store["reach"] for store in stores]  # type: ignore[attr-defined]
+            pinned = {(first, size) for store in stores for first, size in store["pinned"]}  # type: ignore[attr-defined]
+            numbers = [n for pair in pinned for n in pair] + [reach for reach in reaches if reach is not None]
+            if any(type(number) is not int or number < 0 for number in numbers):
+                return None
+            return Piece(label, label.name, _longest(reaches), tuple(sorted(pinned)), on_disk=True)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    @property
+    def there(self) -> bool:
+        """Whether it can be had."""
+        return self.state is not None or self.on_disk
+
+    def needs(self, length: int) -> list[int]:
+        """Where the pieces begin that a row of `length` tokens, which this one holds the last of, goes on from."""
+        size = sizing.LOG_BLOCK
+        if self.reach is None:
+            return list(piece_starts(length))
+        starts = set(range(max(0, length - self.reach) // size * size, length, size)) | {self.label.start}
+        for first, count in self.pinned:
+            starts.update(range(first // size * size, min(first + count, length), size))
+        return sorted(starts)
+
+
+def _longest(reaches: Iterable[int | None]) -> int | None:
+    longest = 0
+    for reach in reaches:
+        if reach is None:
+            return None
+        longest = max(longest, reach)
+    return longest
+
+
+class Asked:
+    """A text that is looked for, cut into pieces.
+
+    Attributes:
+        place: its lane and salt.
+        ids: its tokens, int32.
+        pins: its pinned positions.
+    """
+
+    def __init__(
+        self, fingerprint: str, ids: Sequence[int], lane: Hashable, salt: bytes, pins: Iterable[range]
+    ) -> None:
+        self.place = repr(lane), blake2b(salt, digest_size=16).hexdigest()  # the salt itself is not told
+        self.ids = np.asarray(ids, dtype="<i4").tobytes()
+        self.pins = stretches(pins, len(ids))
+        self._fingerprint = fingerprint
+
+    def labels(self) -> list[Label]:
+        """Labels of its pieces, in order; the last may be shorter than the others."""
+        labels = []
+        parent = root_name(self._fingerprint, *self.place)
+        for start in piece_starts(len(self.ids) // 4):
+            ids = self.ids[4 * start : 4 * (start + sizing.LOG_BLOCK)]
+            pins = inside(self.pins, start, start + len(ids) // 4)
+            labels.append(
+                Label(
+                    fingerprint=self._fingerprint, lane=self.place[0], salt=self.place[1],
+                    parent=parent, start=start, pins=pins, ids=ids,
+                )
+            )  # fmt: skip
+            parent = next_name(parent, ids, pins)
+        return labels
 
 
 class SnapshotIndex:
-    """Snapshots by name, and the lengths that there are at each place."""
+    """Pieces by name, and those that follow each."""
 
-    def __init__(self, fingerprint: str) -> None:
-        self._fingerprint = fingerprint
-        self._kept: dict[str, Kept] = {}
-        self._lengths: dict[tuple[str, str], Counter[int]] = {}
+    def __init__(self) -> None:
+        self._pieces: dict[str, Piece] = {}
+        self._next: dict[str, list[Piece]] = {}
+        self._places: Counter[tuple[str, str]] = Counter()
 
-    def get(self, name: str) -> Kept | None:
-        """A snapshot by its name."""
-        return self._kept.get(name)
+    def __len__(self) -> int:
+        return len(self._pieces)
 
-    def add(self, kept: Kept) -> None:
-        """Have a snapshot found from now on."""
-        if kept.name not in self._kept:
-            self._kept[kept.name] = kept
-            self._lengths.setdefault(kept.place, Counter())[kept.length] += 1
+    def get(self, name: str) -> Piece | None:
+        """A piece by its name."""
+        return self._pieces.get(name)
 
-    def forget(self, kept: Kept) -> None:
+    def add(self, piece: Piece) -> None:
+        """Have a piece found from now on."""
+        if piece.name not in self._pieces:
+            self._pieces[piece.name] = piece
+            self._next.setdefault(piece.label.parent, []).append(piece)
+            self._places[piece.label.lane, piece.label.salt] += 1
+
+    def forget(self, piece: Piece) -> None:
         """Have it found no longer."""
-        if self._kept.pop(kept.name, None) is None:
+        if self._pieces.pop(piece.name, None) is None:
             return
-        lengths = self._lengths[kept.place]
-        lengths[kept.length] -= 1
-        if not lengths[kept.length]:
-            del lengths[kept.length]
-        if not lengths:
-            del self._lengths[kept.place]
+        following = self._next[piece.label.parent]
+        following.remove(piece)
+        if not following:
+            del self._next[piece.label.parent]
+        place = piece.label.lane, piece.label.salt
+        self._places[place] -= 1
+        if not self._places[place]:
+            del self._places[place]
 
-    def shortest(self, place: tuple[str, str]) -> int | None:
-        """The least length at a place; None if there is nothing."""
-        return min(self._lengths.get(place, ()), default=None)
+    def followed(self, piece: Piece) -> bool:
+        """Whether a piece is there that goes on from another."""
+        return any(one.there for one in self._next.get(piece.name, ()))
 
-    def along(self, ids: bytes, place: tuple[str, str], pins: Sequence[range]) -> list[Kept]:
-        """Snapshots of the beginnings of a text, by ascending length.
+    def knows(self, place: tuple[str, str]) -> bool:
+        """Whether there is anything at a place."""
+        return place in self._places
 
-        Those in memory are compared token by token; of those on disk only the digest was, so far.
+    def shorter(self, label: Label) -> list[Piece]:
+        """Pieces that hold the beginning of another, and no more."""
+        return [one for one in self._next.get(label.parent, ()) if one.name != label.name and begins(label, one.label)]
+
+    def longer(self, label: Label) -> Piece | None:
+        """A piece that begins with all of another, or is it."""
+        exact = self._pieces.get(label.name)
+        if exact is not None and exact.there:
+            return exact
+        following = self._next.get(label.parent, ())
+        return next((piece for piece in following if piece.there and begins(piece.label, label)), None)
+
+    def along(self, labels: Sequence[Label]) -> tuple[dict[int, Piece], int]:
+        """Pieces along a text, by where they begin, and how many of its tokens the last of them goes with.
+
+        All but the last hold what the text holds there, compared token by token; the last holds so much of it and may
+        then go its own way.
         """
-        found, done = [], 0
-        digest = place_digest(self._fingerprint, *place)
-        for length in sorted(self._lengths.get(place, ())):
-            if 4 * length > len(ids):
-                break
-            digest.update(ids[done : 4 * length])
-            done = 4 * length
-            kept = self._kept.get(finish_name(digest, stretches(pins, length)))
-            if kept is not None and (kept.label is None or kept.label.ids == ids[:done]):
-                found.append(kept)
-        return found
+        found: dict[int, Piece] = {}
+        length, parted = 0, -1
+        for label in labels:
+            best, count = self._alike(label)
+            if best is None:
+                continue
+            found.pop(parted, None)
+            found[label.start], length = best, label.start + count
+            parted = label.start if count < sizing.LOG_BLOCK else -1
+        return found, length
+
+    def _alike(self, label: Label) -> tuple[Piece | None, int]:
+        """The piece that has most in common with another, and how many tokens."""
+        exact = self._pieces.get(label.name)
+        if exact is not None and exact.there and exact.label.ids == label.ids:
+            return exact, len(label.ids) // 4
+        best, count = None, 0
+        for piece in self._next.get(label.parent, ()):
+            same = agreeing(piece.label, label) if piece.there else 0
+            if same > count:
+                best, count = piece, same
+        return best, count
+
+
+def agreeing(one: Label, other: Label) -> int:
+    """How many tokens two pieces have in common at their beginning, pins considered."""
+    a, b = np.frombuffer(one.ids, "<i4"), np.frombuffer(other.ids, "<i4")
+    size = min(len(a), len(b))
+    differ = np.flatnonzero(a[:size] != b[:size])
+    count = int(differ[0]) if len(differ) else size
+    if one.pins != other.pins:
+        marks = [{p for first, end in label.pins for p in range(first, end)} for label in (one, other)]
+        count = min([count, *(p - one.start for p in marks[0] ^ marks[1])])
+    return count
+
+
+def begins(one: Label, other: Label) -> bool:
+    """Whether a piece begins with all of another."""
+    return agreeing(one, other) == len(other.ids) // 4
 
 
 class SharedBytes:
@@ -125,14 +253,13 @@ class SharedBytes:
                 self.bytes -= nbytes
 
 
-def place_of(lane: Hashable, salt: bytes) -> tuple[str, str]:
-    """Where snapshots of a lane and a salt are found; the salt itself is not told."""
-    return repr(lane), blake2b(salt, digest_size=16).hexdigest()
+def inside(pins: Pins, start: int, end: int) -> Pins:
+    """The stretches of pins that lie in [start, end), cut off there.
 
-
-def as_bytes(ids: Sequence[int]) -> bytes:
-    """Token ids as int32."""
-    return np.asarray(ids, dtype="<i4").tobytes()
+    >>> inside(((0, 3), (5, 8)), 2, 6)
+    ((2, 3), (5, 6))
+    """
+    return tuple((max(a, start), min(b, end)) for a, b in pins if a < end and b > start)
 
 
 def stretches(pins: Iterable[range], length: int) -> Pins:

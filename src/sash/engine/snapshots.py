@@ -1,19 +1,18 @@
-"""What was read before and need not be read again: snapshots of rows, found by the tokens that they have read.
+"""What was read before and need not be read again: pieces of rows, found by the tokens that they have read.
 
-What chats need. The next turn of a chat begins with all that was read and written so far, if the template renders it to
-the same tokens; so a row is kept at the end of a prompt and at the end of its answer ("turn" points). The end of the
-prompt also serves whoever regenerates the answer: all but its last token is taken from the snapshot of the same tokens.
-Long documents that are asked about again and again begin alike and end differently: so rows are kept inside of long
-prompts too ("inside" points), at fixed multiples; of those that nobody has used yet only the newest of a text and the
-ones at 1, 2, 4, 8 ... multiples stay.
+A row that was read is kept in pieces (`sash.network.pieces`), as many tokens each as a block of its log has. A request
+goes on from wherever its tokens begin to differ from all that is kept: at the end of the last turn of a chat, within an
+earlier turn that was edited, at the end of a question that is answered anew, where two branches part, within a document
+that several ask about. What it needs there are the pieces that its next token sees, and those of its pins.
 
-What goes first. The least recently used; but the turns of a chat that lie more than `TURNS_BEHIND` turn points behind
-its newest one are of use only to whoever goes back that far, and go before anything else does, unless several chats
-have gone on from them. Snapshots on disk (`sash.engine.snapshot_folder`) have a budget and an order of their own, and
-come back to memory when they are used.
+What goes first. Logs of rows that run and pieces in memory share a budget, and what they share counts once. When there
+is more, pieces go that no row has lately gone on from: least recently used first, those that lie before everybody's
+windows before all others; then the oldest blocks of the longest logs. Pieces on disk (`sash.engine.snapshot_folder`)
+have a budget and an order of their own, and come back to memory when they are used.
 
-A hit is a hit for equal tokens only: tokens are looked up by a digest of them and then compared, those of files too. A
-digest is salted with whatever separates those who shall not learn from the time of an answer what others have asked.
+A hit is a hit for equal tokens only: pieces are looked up by a digest of all that was read before them, and then
+compared. A digest is salted with whatever separates those who shall not learn from the time of an answer what others
+have asked.
 """
 
 from __future__ import annotations
@@ -22,102 +21,89 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from sash.engine.snapshot_figures import SnapshotFigures
-from sash.engine.snapshot_files import Label
 from sash.engine.snapshot_folder import SnapshotFolder
-from sash.engine.snapshot_index import Kept, SharedBytes, SnapshotIndex, as_bytes, place_of, stretches
-from sash.errors import UsageError
+from sash.engine.snapshot_index import Asked, Piece, SharedBytes, SnapshotIndex
+from sash.errors import CheckpointError, UsageError
+from sash.network import sizing
+from sash.network.log import LogRoom
+from sash.network.pieces import alone, cut, join
 from sash.network.snapshot import RowState
 
-Point = Literal["turn", "inside"]
-
-EVERY = 4096
-TURNS_BEHIND = 3
 DISK = 8 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a request can go on from: `KVCache.restore(row, state, length)`; `length` tokens need not be read."""
+    """What a request can go on from: `KVCache.restore(row, state, length)`; `length` tokens need not be read.
+
+    Attributes:
+        state: the row, as of `length` tokens.
+        length: tokens that need not be read.
+        whole: whether that is the end of what is kept, but for its last token; else the request has left it before.
+        names: of the pieces that make it up.
+    """
 
     state: RowState
     length: int
-    name: str
+    whole: bool
+    names: tuple[str, ...]
+
+
+class SharedRoom(LogRoom):
+    """Logs of rows that run, in the budget of what is kept."""
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        super().__init__(snapshots.memory)
+        self._snapshots = snapshots
+
+    def settle(self) -> None:
+        """Let pieces go, and then blocks of logs, if there are too many."""
+        self._snapshots.fit()
 
 
 class Snapshots:
-    """Snapshots of the rows of one model. To be used from one thread; it has no clock."""
+    """Pieces of the rows of one model. To be used from one thread; it has no clock.
 
-    def __init__(
-        self,
-        memory: int,
-        *,
-        folder: Path | None = None,
-        disk: int = DISK,
-        fingerprint: str = "",
-        every: int = EVERY,
-        aligned: int = 1,
-    ) -> None:
+    Attributes:
+        memory: budget in bytes, of pieces and of the logs in `room`.
+        room: that of the logs of rows that run; None where nothing is kept.
+    """
+
+    def __init__(self, memory: int, *, folder: Path | None = None, disk: int = DISK, fingerprint: str = "") -> None:
         """Look through the folder, if there is one.
 
         Args:
             memory: budget in bytes.
-            folder: where snapshots outlive the process.
+            folder: where pieces outlive the process.
             disk: budget of the folder in bytes.
             fingerprint: of the network (`sash.network.fingerprint`): files with another are not used.
-            every: tokens between points inside of a prompt; a multiple of `aligned`.
-            aligned: where numbers depend on chunks, the size of a chunk: rows are kept only where chunks of prompts
-                end, so that whoever goes on from there computes the same as whoever reads it all.
 
         Raises:
             UsageError: numbers that cannot be.
             InputNotFoundError: the folder cannot be made or read.
         """
-        if memory < 0 or disk < 0 or aligned < 1 or every < 1 or every % aligned:
-            raise UsageError("snapshots need budgets of 0 bytes or more, and points at multiples of chunks")
-        self.memory, self._held = memory, SharedBytes()
-        self._fingerprint, self._every, self._aligned = fingerprint, every, aligned
-        self._index = SnapshotIndex(fingerprint)
-        self._order: OrderedDict[str, Kept] = OrderedDict()
+        if memory < 0 or disk < 0:
+            raise UsageError("snapshots need budgets of 0 bytes or more")
+        self.memory, self._held, self._fingerprint = memory, SharedBytes(), fingerprint
+        self.room = SharedRoom(self) if memory else None
+        self._index = SnapshotIndex()
+        self._fronts: OrderedDict[str, Piece] = OrderedDict()  # in memory, before everybody's windows
+        self._order: OrderedDict[str, Piece] = OrderedDict()  # in memory, gone on from at some time
         self._counts = SnapshotFigures(memory=memory)
         self._folder = None
         if folder is not None and memory:
             self._folder = SnapshotFolder(folder, disk, fingerprint)
-            for label in (front.label for front in self._folder.found):
-                place = (label.lane, label.salt)
-                self._index.add(Kept(label.name, place, label.length, label.point, on_disk=True))
+            for front in self._folder.found:
+                piece = Piece.on_a_disk(front.label, front.described)
+                if piece is not None:
+                    self._index.add(piece)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that snapshots in memory keep from being freed; what they share counts once."""
+        """Bytes that pieces in memory keep from being freed; what they share counts once."""
         return self._held.bytes
-
-    def next_point(self, position: int) -> int:
-        """The first position after `position` at which a prompt that is long enough shall be kept.
-
-        >>> Snapshots(1).next_point(0), Snapshots(1).next_point(4096)
-        (4096, 8192)
-        """
-        return (position // self._every + 1) * self._every
-
-    def wanted(self, position: int, n_prompt: int, aligned: int = 1) -> bool:
-        """Whether a row that has read `position` tokens of a prompt of `n_prompt` shall be kept now.
-
-        `aligned` is the size of a chunk if this row's numbers depend on chunks.
-
-        >>> [p for p in range(512, 10_001, 512) if Snapshots(1, aligned=512).wanted(p, 10_000)]
-        [4096, 8192, 9728]
-        >>> Snapshots(1).wanted(10_000, 10_000)
-        True
-        """
-        aligned = max(aligned, self._aligned)
-        if not self.memory or not 0 < position <= n_prompt or position % aligned:
-            return False
-        if aligned > 1:  # what was written, token by token, ends no chunk; nor does it for whoever reads it all
-            return position < n_prompt and (position + aligned >= n_prompt or position % self._every == 0)
-        return position == n_prompt or position % self._every == 0
 
     def keep(
         self,
@@ -125,163 +111,199 @@ class Snapshots:
         lane: Hashable,
         state: RowState,
         salt: bytes = b"",
-        point: Point = "turn",
         pins: Iterable[range] = (),
     ) -> None:
-        """Keep what a row has read, as far as the budget allows; the least recently used ones make room.
+        """Keep what a row has read, as far as the budget allows.
 
         Args:
-            ids: the tokens read.
+            ids: the tokens read, or the first of them.
             lane: the windows and pins that they were read with; its `repr` must say all of it.
             state: the row.
             salt: only requests with the same salt find it.
-            point: "turn" for the end of a prompt or of an answer, "inside" for what lies inside of a prompt.
             pins: positions that are flagged as pins.
 
         Raises:
-            UsageError: another number of tokens than the state has.
+            UsageError: more tokens than the state has.
         """
-        if len(ids) != state.length:
+        if len(ids) > state.length:
             raise UsageError(f"a state of {state.length} tokens was named by {len(ids)}")
-        if not self.memory or not ids or len(ids) % self._aligned:
+        if not self.memory or not ids:
             return
         self._listen()
-        pins, point = tuple(pins), "turn" if len(ids) % self._every else point
-        label = self._label(as_bytes(ids), place_of(lane, salt), pins, point)
-        before = self._index.along(label.ids, (label.lane, label.salt), pins)
-        self._supersede(point, [kept for kept in before if kept.length < len(ids)])
-        kept = self._index.get(label.name) or Kept(label.name, (label.lane, label.salt), len(ids), point)
-        if kept.state is not None:
-            self._order.move_to_end(kept.name)
-        elif self._take_in(kept, label, state):
-            self._counts.kept += 1
-            if self._folder is not None and not kept.on_disk:
-                self._folder.keep(label, state)
-
-    def _label(self, ids: bytes, place: tuple[str, str], pins: Sequence[range], point: str) -> Label:
-        lane, salt = place
-        stretched = stretches(pins, len(ids) // 4)
-        return Label(fingerprint=self._fingerprint, lane=lane, salt=salt, pins=stretched, ids=ids, point=point)
-
-    def _supersede(self, point: Point, before: list[Kept]) -> None:
-        """Let go of what is of less use now that there is a longer one; `before` is by ascending length."""
-        if point == "inside":
-            last = before[-1] if before else None
-            multiple = last.length // self._every if last is not None else 0
-            if last is not None and last.point == "inside" and not last.uses and multiple & (multiple - 1):
-                self.drop(last.name)
-            return
-        turns = [kept for kept in before if kept.point == "turn"]
-        for kept in reversed(turns[:-TURNS_BEHIND]):
-            if kept.name in self._order and kept.uses <= 1:
-                self._order.move_to_end(kept.name, last=False)
+        self._counts.kept += 1
+        last: Piece | None = None
+        path: dict[int, Piece] = {}
+        for label in Asked(self._fingerprint, ids, lane, salt, pins).labels():
+            known = self._index.longer(label)
+            if known is None or (known.state is None and known.name == label.name):
+                piece = cut(state, label.start, label.length)
+                if piece is not None:
+                    known = known or Piece.of(label, piece)
+                    self._take_in(known, piece, write=True)
+            if known is not None:
+                path[label.start] = last = known
+        if last is not None:
+            self._touch(path, last.needs(len(ids)))
+        self.fit()
 
     def find(
         self, ids: Sequence[int], lane: Hashable, salt: bytes = b"", pins: Iterable[range] = (), aligned: int = 1
     ) -> Found | None:
-        """The longest snapshot that a request can go on from; at least one of its tokens stays to be read.
+        """What a request can go on from, as far as its tokens go with anything kept; one at least stays to be read.
 
         Args:
             ids: the request's tokens.
             lane, salt: as in `keep`.
-            pins: positions of the request that are flagged as pins: as far as the snapshot goes, they must be its own.
-            aligned: as in `wanted`: then only what ends with a chunk is found.
+            pins: positions of the request that are flagged as pins: as far as it goes, they must be those kept.
+            aligned: where numbers depend on chunks, the size of a chunk: then only multiples of it are found.
         """
         self._listen()
-        pins, place, data = tuple(pins), place_of(lane, salt), as_bytes(ids)
-        shortest = self._index.shortest(place)
-        if shortest is None:
+        asked = Asked(self._fingerprint, ids, lane, salt, pins)
+        if not self._index.knows(asked.place):
             return self._missed("empty")
-        aligned = max(aligned, self._aligned)
-        longest = len(ids) if aligned == 1 else len(ids) - 1  # of the same tokens all but the last are used
-        if shortest > longest or len(ids) < 2:
-            return self._missed("too short")
-        reason = "differs"
-        along = self._index.along(data[: 4 * longest], place, pins)
-        for kept in (kept for kept in reversed(along) if kept.length % aligned == 0):
-            state = kept.state or self._load(kept, self._label(data[: 4 * kept.length], place, pins, kept.point))
-            if state is not None:
-                return self._use(kept, state, min(kept.length, len(ids) - 1))
-            reason = "refused"
-        return self._missed(reason)
+        path, known = self._index.along(asked.labels())
+        length, refused = min(known, len(ids) - 1), False
+        while (length := self._covered(path, length, aligned)) > 0:
+            needed = path[max(start for start in path if start < length)].needs(length)
+            if not self._load(path, needed):
+                refused = True
+                continue
+            try:
+                return self._use(path, needed, length)
+            except CheckpointError:
+                self.drop([path.pop(start).name for start in needed])
+                refused = True
+        return self._missed("refused" if refused else "differs")
 
-    def _use(self, kept: Kept, state: RowState, length: int) -> Found:
-        kept.uses += 1
+    def _covered(self, path: dict[int, Piece], length: int, aligned: int) -> int:
+        """The longest beginning, of `length` tokens at most, of which all pieces that are needed are there."""
+        while length > 0:
+            length -= length % aligned
+            start = max((start for start in path if start < length), default=None)
+            if start is None:
+                return 0
+            end = path[start].label.length
+            if end < length:  # the piece that follows is missing, or shorter
+                length = end
+                continue
+            missing = [first for first in path[start].needs(length) if first not in path]
+            gaps = [first for first in path[start].needs(length) if first in path and not path[first].there]
+            if not missing and not gaps:
+                return length
+            length = max(missing + gaps)
+        return 0
+
+    def _load(self, path: dict[int, Piece], needed: list[int]) -> bool:
+        """Have all pieces that are needed in memory; False if one was refused, which is then not in the path."""
+        for start in needed:
+            piece = path[start]
+            if piece.state is not None:
+                continue
+            state = self._folder.load(piece.label) if self._folder is not None else None
+            if state is None:
+                piece.on_disk = False
+                self._let_go(piece)
+                del path[start]
+                return False
+            self._take_in(piece, state, write=False)
+        return True
+
+    def _use(self, path: dict[int, Piece], needed: list[int], length: int) -> Found:
+        """The row that the pieces make up; whatever lies in memory before them is of use to its log."""
+        first = needed[-1]
+        while (before := path.get(first - sizing.LOG_BLOCK)) is not None and before.state is not None:
+            first = before.label.start
+        used = sorted({*needed, *(start for start in path if first <= start < length)})
+        parts = [(start, state) for start in used if (state := path[start].state) is not None]
+        state = join(parts, length)
+        self._touch(path, needed)
         self._counts.hits += 1
         self._counts.tokens += length
-        if kept.name in self._order:
-            self._order.move_to_end(kept.name)
-        return Found(state, length, kept.name)
+        last = path[needed[-1]]
+        whole = last.label.length <= length + 1 and not self._index.followed(last)
+        found = Found(state, length, whole, tuple(path[start].name for start in needed))
+        self.fit()
+        return found
 
     def skip(self) -> None:
         """Count a request that does not want to go on from anything."""
         self._missed("off")
 
-    def drop(self, name: str) -> None:
-        """Let go of a snapshot, in memory and on disk."""
-        if self._folder is not None:
-            self._folder.drop(name)
-        kept = self._index.get(name)
-        if kept is not None:
-            kept.on_disk = False
-            self._let_go(kept)
+    def drop(self, names: Iterable[str]) -> None:
+        """Let go of pieces, in memory and on disk."""
+        for name in names:
+            if self._folder is not None:
+                self._folder.drop(name)
+            piece = self._index.get(name)
+            if piece is not None:
+                piece.on_disk = False
+                self._let_go(piece)
 
     def _missed(self, reason: str) -> Found | None:
         self._counts.misses[reason] = self._counts.misses.get(reason, 0) + 1
         return None
 
-    def _load(self, kept: Kept, label: Label) -> RowState | None:
-        """The state of a snapshot on disk, which comes back to memory if there is room."""
-        state = self._folder.load(label) if self._folder is not None else None
-        if state is None:
-            kept.on_disk = False
-            self._let_go(kept)
-        else:
-            self._take_in(kept, label, state)
-        return state
+    def _take_in(self, piece: Piece, state: RowState, *, write: bool) -> None:
+        """Hold a piece in memory; what it begins with need not be held any longer."""
+        piece.state = state
+        piece.storages = {**state.storages(), piece.name: len(piece.label.ids)}
+        self._held.hold(piece.storages)
+        self.drop([shorter.name for shorter in self._index.shorter(piece.label)])
+        self._index.add(piece)
+        self._fronts[piece.name] = piece
+        if write and self._folder is not None and not piece.on_disk:
+            self._folder.keep(piece.label, alone(state, piece.label.start))
 
-    def _take_in(self, kept: Kept, label: Label, state: RowState) -> bool:
-        """Hold a state in memory, if the budget allows it once others have gone."""
-        storages = {**state.storages(), label.name: len(label.ids)}
-        room = sum(storages.values()) <= self.memory
-        while room and self.nbytes + self._held.missing(storages) > self.memory:
-            room = self._evict()
-        if not room:
-            self._counts.too_large += 1
-            return False
-        kept.label, kept.state, kept.storages = label, state, storages
-        self._held.hold(storages)
-        self._index.add(kept)
-        self._order[kept.name] = kept
-        return True
+    def _touch(self, path: dict[int, Piece], starts: list[int]) -> None:
+        """Note that a row goes on from these; the first of them stay longest."""
+        for start in reversed(starts):
+            piece = path.get(start)
+            if piece is not None and piece.state is not None:
+                self._fronts.pop(piece.name, None)
+                self._order[piece.name] = piece
+                self._order.move_to_end(piece.name)
 
-    def _evict(self) -> bool:
-        """Free what the least recently used one alone holds; one that is being written now has to wait."""
-        for kept in self._order.values():
-            if kept.on_disk or self._folder is None or self._folder.take_back(kept.name):
+    def fit(self) -> None:
+        """Keep to the budget."""
+        live = self.room.storages() if self.room is not None else {}
+        while self._held.bytes + self._held.missing(live) > self.memory:
+            if not self._evict(live):
+                break
+        while self.room is not None and self._held.bytes + self._held.missing(live) > self.memory:
+            if not self.room.shorten():
+                break
+            live = self.room.storages()
+
+    def _evict(self, live: dict[Hashable, int]) -> bool:
+        """Let go of one piece that nobody reads just now; one that is being written has to wait."""
+        for piece in (*self._fronts.values(), *self._order.values()):
+            if all(storage in live or storage == piece.name for storage in piece.storages):
+                continue
+            if piece.on_disk or self._folder is None or self._folder.take_back(piece.name):
                 self._listen()  # it may have been written a moment ago
                 self._counts.evictions += 1
-                self._let_go(kept)
+                self._let_go(piece)
                 return True
         return False
 
-    def _let_go(self, kept: Kept) -> None:
-        """Free a snapshot's memory; it is forgotten if it is not on disk either."""
-        if kept.state is not None:
-            self._held.free(kept.storages)
-            kept.state, kept.label, kept.storages = None, None, {}
-            del self._order[kept.name]
-        if not kept.on_disk:
-            self._index.forget(kept)
+    def _let_go(self, piece: Piece) -> None:
+        """Free a piece's memory; it is forgotten if it is not on disk either."""
+        if piece.state is not None:
+            self._held.free(piece.storages)
+            piece.state, piece.storages = None, {}
+            self._fronts.pop(piece.name, None)
+            self._order.pop(piece.name, None)
+        if not piece.on_disk:
+            self._index.forget(piece)
 
     def _listen(self) -> None:
         """Take note of files that have come and gone."""
         for name, there in self._folder.news() if self._folder is not None else ():
-            kept = self._index.get(name)
-            if kept is not None:
-                kept.on_disk = there
-                if kept.state is None:
-                    self._let_go(kept)
+            piece = self._index.get(name)
+            if piece is not None:
+                piece.on_disk = there
+                if piece.state is None:
+                    self._let_go(piece)
 
     def flush(self) -> None:
         """Wait until what was kept is on disk."""
@@ -297,4 +319,5 @@ class Snapshots:
     def figures(self) -> SnapshotFigures:
         """What there is, and what became of what was asked."""
         counts, disk = self._counts, None if self._folder is None else replace(self._folder.figures)
-        return replace(counts, misses=dict(counts.misses), in_memory=len(self._order), bytes=self.nbytes, disk=disk)
+        in_memory = len(self._order) + len(self._fronts)
+        return replace(counts, misses=dict(counts.misses), in_memory=in_memory, bytes=self.nbytes, disk=disk)

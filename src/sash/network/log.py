@@ -10,7 +10,9 @@ the front of the longest. Nothing else changes for the rows.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
+from weakref import WeakSet
 
 import torch
 
@@ -21,7 +23,7 @@ from sash.network.slots import HeldRun, Layout, Vectors
 
 
 class LogRoom:
-    """How many bytes the logs of a cache may hold together; a block that several rows share counts for each."""
+    """How many bytes the logs of caches may hold together; a block that several rows share counts once."""
 
     def __init__(self, limit: int | None = None) -> None:
         """`limit` in bytes; None for no bound.
@@ -32,29 +34,33 @@ class LogRoom:
         if limit is not None and limit < 0:
             raise UsageError(f"a log has a budget of 0 bytes or more; got {limit}")
         self.limit = limit
-        self.logs: list[Log] = []
+        self._logs: WeakSet[Log] = WeakSet()
+
+    def add(self, log: Log) -> None:
+        """Have a log count, for as long as somebody holds it."""
+        self._logs.add(log)
+
+    def storages(self) -> dict[Hashable, int]:
+        """Address and bytes of each piece of memory that the logs hold, as `RowState.storages` gives them."""
+        tensors = (tensor for log in self._logs for block in log.held_blocks() for tensor in block.slots.tensors())
+        return {(at := tensor.untyped_storage()).data_ptr(): at.nbytes() for tensor in tensors}
 
     @property
     def nbytes(self) -> int:
         """Bytes that the logs hold."""
-        return sum(log.nbytes_of(row) for log in self.logs for row in range(log.layout.n_rows))
+        return sum(self.storages().values())
 
     def settle(self) -> None:
-        """Called after every step of a row: let blocks go if there are too many."""
-        if self.limit is None:
-            return
-        left = self.nbytes
-        while left > self.limit:
-            longest = max(((log, row) for log in self.logs for row in range(log.layout.n_rows)), key=_length)
-            freed = longest[0].drop_front(longest[1])
-            if not freed:
+        """Called when a log has grown: let blocks go if there are too many."""
+        while self.limit is not None and self.nbytes > self.limit:
+            if not self.shorten():
                 return
-            left -= freed
 
-
-def _length(one: tuple[Log, int]) -> int:
-    log, row = one
-    return log.end(row) - log.first(row)
+    def shorten(self) -> bool:
+        """Let the first block of the longest row go that can spare one; whether there was any."""
+        rows = [(log.end(row) - log.first(row), log, row) for log in self._logs for row in range(log.layout.n_rows)]
+        ordered = sorted(rows, key=lambda one: one[0], reverse=True)
+        return any(log.drop_front(row) for _, log, row in ordered)
 
 
 class Log:
@@ -71,7 +77,7 @@ class Log:
         self._room = room
         self._ends = [0] * layout.n_rows
         self._counts = [0] * layout.n_rows
-        room.logs.append(self)
+        room.add(self)
 
     def first(self, row: int) -> int:
         """The first position of a row that is still there; `end` where there is none."""
@@ -117,9 +123,9 @@ class Log:
         self._counts[row] = len(self.rows.blocks[row])
         self._room.settle()
 
-    def nbytes_of(self, row: int) -> int:
-        """Bytes of a row's blocks."""
-        return sum(block.nbytes for block in self.rows.blocks[row] if block is not None)
+    def held_blocks(self) -> Iterator[Block]:
+        """Blocks of all rows; one that several share comes several times."""
+        return (block for blocks in self.rows.blocks for block in blocks if block is not None)
 
     def drop_front(self, row: int) -> int:
         """Let go of a row's first block; bytes of it. The last one stays, and what is being written."""

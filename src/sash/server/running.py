@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from sash.engine.service import Service
-from sash.engine.snapshots import EVERY, Snapshots
+from sash.engine.snapshots import Snapshots
 from sash.errors import SashError, UsageError
 from sash.memory import available_memory
 from sash.network.fingerprint import fingerprint
@@ -237,14 +237,10 @@ def make_service(lm: LM, settings: Settings) -> SnapshotService:
 
 
 def _snapshots(lm: LM, settings: Settings) -> Snapshots:
-    """Where chunks change numbers, rows can only be kept where chunks end."""
-    every = lm.chunk * max(1, round(EVERY / lm.chunk))
     return Snapshots(
         settings.snapshot_memory,
         folder=settings.snapshot_dir,
         fingerprint=fingerprint(lm.decoder, lm.kv) if settings.snapshot_dir is not None else "",
-        every=every,
-        aligned=1 if lm.decoder.independent else lm.chunk,
     )
 
 
