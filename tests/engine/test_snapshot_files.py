@@ -90,7 +90,8 @@ def forged(header: bytes, n_ids: int, n_data: int, ids: bytes = b"", data: bytes
         forged(b"", 2**62, 0),
         forged(b"", 0, 2**62),
         forged(
-            b'{"fingerprint": 1, "lane": "", "salt": "", "parent": "", "start": 0, "pins": [], "state": {}, "tensors": []}', 0, 0,
+            b'{"fingerprint": 1, "lane": "", "salt": "", "parent": "", "start": 0, "pins": [], "state": {},'
+            b' "tensors": []}', 0, 0,
         ),
         forged(
             b'{"fingerprint": "f", "lane": "", "salt": "", "parent": "", "start": 0, "pins": [], "state": {},'
