@@ -66,6 +66,7 @@ class Reuse:
             n_read = min(n_read, n_prompt) // aligned * aligned
         try:
             state = self._lanes.of(sequence.lane).cache.capture(sequence.row)
+            n_read = min(n_read, state.length)  # guesses that were right may wait to be committed
             snapshots.keep(sequence.read_ids()[:n_read], sequence.lane, state, request.salt, request.pins)
         except Exception:
             logger.exception("a snapshot could not be kept")
