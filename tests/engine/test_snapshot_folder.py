@@ -23,7 +23,7 @@ __all__ = ["make"]
 
 def test_snapshots_survive_a_restart_and_only_those_of_the_same_network_come_back(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     first = make()
-    first.keep([1, 2, 3], "lane", state(3, block(64, 5.0)), b"key", pins=[range(0, 2)])
+    first.keep([1, 2, 3], "lane", state(3, block(64, 5.0)), b"key", pins=[range(2)])
     first.flush()
     (path,) = files(tmp_path)
     assert path.stat().st_size == first.figures().disk.bytes == first.figures().disk.written * path.stat().st_size
@@ -31,14 +31,14 @@ def test_snapshots_survive_a_restart_and_only_those_of_the_same_network_come_bac
     assert b"key" not in path.read_bytes()
     again = make()
     assert again.find([1, 2, 3, 4], "lane", b"key") is None
-    found = again.find([1, 2, 3, 4], "lane", b"key", pins=[range(0, 2)])
+    found = again.find([1, 2, 3, 4], "lane", b"key", pins=[range(2)])
     assert isinstance(found, Found)
     (values,) = found.state.tensors() if len(list(found.state.tensors())) == 1 else (None,)
     assert values is not None
     assert bool((values == 5.0).all())
     assert again.nbytes == held(again)
     other = make(fingerprint="two")
-    assert other.find([1, 2, 3, 4], "lane", b"key", pins=[range(0, 2)]) is None
+    assert other.find([1, 2, 3, 4], "lane", b"key", pins=[range(2)]) is None
     assert files(tmp_path) == [path]
 
 
