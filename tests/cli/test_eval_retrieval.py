@@ -11,7 +11,7 @@ import pytest
 
 Sash = Callable[..., tuple[int, str, str]]
 TEXT = "It was the best of times,\nit was the worst of times.\n\n" * 8
-QUICK = ["-l", "2w,260", "-d", "0,50", "-n", "2", "--window", "128"]
+QUICK = ["-l", "2w,260", "-d", "0,50", "--trials", "2", "--window", "128"]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_the_same_seed_finds_the_same(sash: Sash, full_model: Path, text: Path):
 
 
 def test_distances_in_windows_and_tokens(sash: Sash, full_model: Path, text: Path):
-    flags = ["--window", "128", "-d", "127,1w,2w", "-n", "1", "--tasks", "copying,format"]
+    flags = ["--window", "128", "-d", "127,1w,2w", "--trials", "1", "--tasks", "copying,format"]
     code, out, _ = sash("eval", "distance", full_model, "--text", text, *flags, "--json")
     cells = json.loads(out)["results"]
     assert code == 0
@@ -69,7 +69,7 @@ def test_distances_in_windows_and_tokens(sash: Sash, full_model: Path, text: Pat
         (["-l", ""], "--lengths takes sizes"),
         (["-d", "101"], "--depths takes percents"),
         (["-m", "window,hope"], "'hope' is no method"),
-        (["-n", "0"], "1 or more"),
+        (["--trials", "0"], "1 or more"),
         (["--csv", "none/cells.csv"], "no folder none"),
         (["--figure", "map.gif"], ".svg or .png"),
         (["-l", "2w", "-m", "pins", "--window", "100"], "the budget is 50"),
@@ -100,18 +100,61 @@ def test_without_matplotlib_a_figure_is_refused_before_anything_is_measured(
     assert "python -m pip install matplotlib" in err
 
 
-def test_a_heat_map_is_the_same_file_from_the_same_cells(sash: Sash, full_model: Path, text: Path, tmp_path: Path):
+def test_a_heat_map_is_drawn(sash: Sash, full_model: Path, text: Path, tmp_path: Path):
     pytest.importorskip("matplotlib", reason="figures are drawn by matplotlib, which is not installed")
-    files = [tmp_path / "one.svg", tmp_path / "other.svg", tmp_path / "map.png"]
-    for file in files:
-        code, *_ = sash("eval", "passkey", full_model, "--text", text, *QUICK, "-m", "full,window", "--figure", file)
-        assert code == 0
-    assert files[0].read_bytes() == files[1].read_bytes()
-    assert files[0].read_text().lstrip().startswith("<?xml")
-    assert files[2].read_bytes().startswith(b"\x89PNG")
+    flags = ["-l", "2w", "-d", "0,100", "--trials", "1", "--window", "100", "-m", "window"]
+    code, *_ = sash("eval", "passkey", full_model, "--text", text, *flags, "--figure", tmp_path / "map.svg")
+    assert code == 0
+    assert (tmp_path / "map.svg").read_text(encoding="utf-8").lstrip().startswith("<?xml")
 
 
 def test_the_methods_are_listed(sash: Sash):
     code, out, _ = sash("eval", "methods")
     assert code == 0
     assert {line.split()[0] for line in out.splitlines()} >= {"full", "window", "sinks", "pins", "truncate"}
+
+
+def test_influence_ends_where_the_layers_reach(sash: Sash, full_model: Path, text: Path):
+    flags = ["--window", "16", "-d", "1w,30,31", "--trials", "2", "--changed", "2"]
+    code, out, _ = sash("eval", "influence", full_model, "--text", text, *flags, "--json")
+    found = {(one["method"], one["distance"]): one for one in json.loads(out)["results"]}
+    assert code == 0
+    assert {key: one["reached"] for key, one in found.items()} == {
+        ("full", 16): 2, ("full", 30): 2, ("full", 31): 2, ("window", 16): 2, ("window", 30): 2, ("window", 31): 0
+    }  # fmt: skip
+    assert found["window", 31]["mean"] == found["window", 31]["largest"] == 0.0
+    _, out, _ = sash("eval", "influence", full_model, "--text", text, *flags)
+    assert out.splitlines()[6].split() == ["window", "31", "1.94", "W", "0", "0", "0/2"]
+
+
+def test_windows_are_compared(sash: Sash, windowed_model: Path, text: Path):
+    flags = ["--windows", "4,full,own", "--pins", "1", "-n", "200", "-l", "200", "--trials", "1", "-d", "0"]
+    code, out, _ = sash("eval", "ablate", windowed_model, "--text", text, *flags, "--json")
+    found = json.loads(out)["results"]
+    assert code == 0
+    assert [(one["window"], one["pins"], one["passkey"]["of"]) for one in found] == [
+        (4, 1, 1),
+        ("full", 0, 1),
+        (None, 0, 1),
+    ]
+    assert found[0]["kv_bytes"] < found[2]["kv_bytes"] < found[1]["kv_bytes"]
+    assert len({one["perplexity"] for one in found}) == 3
+    code, out, _ = sash("eval", "ablate", windowed_model, "--text", text, *flags)
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["4", "full", "own"]
+    assert out.splitlines()[-1] == "the model's own windows: 16 in 2 of 2 layers"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--windows", ""], "--windows takes sizes"),
+        (["--windows", "0"], "window"),
+        (["--windows", "2", "--pins", "3"], "pins"),
+        (["-n", "1"], "2 or more"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(sash: Sash, windowed_model: Path, text: Path, flags, message: str):  # type: ignore[no-untyped-def]
+    code, out, err = sash("eval", "ablate", windowed_model, "--text", text, *flags)
+    assert code != 0
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err

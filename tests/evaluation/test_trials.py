@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from sash.attention.pattern import AttentionPattern
+from sash.engine.overlap import Overlap
 from sash.errors import PinsError, UsageError, WindowError
-from sash.evaluation.methods import DESCRIPTIONS, METHODS, head_and_tail, methods
+from sash.evaluation.methods import DESCRIPTIONS, METHODS, Reading, head_and_tail, methods, window_of
 from sash.evaluation.prompts import Source, Trial
 from sash.evaluation.trials import Cell, Grid, ask, measure, wilson
 from sash.lm import LM
@@ -39,15 +40,18 @@ def test_methods_read_over_the_same_weights_what_they_say():
     by_name = {method.name: method for method in methods(lm, list(METHODS), WINDOW)}
     windows = {name: method.lm.config.windows for name, method in by_name.items()}
     assert windows["full"] == (None, None)
-    assert {windows[name] for name in ("window", "sinks", "pins", "truncate")} == {(WINDOW, WINDOW)}
+    assert {windows[name] for name in METHODS if name != "full"} == {(WINDOW, WINDOW)}
     weights = {method.lm.decoder.tok_embeddings.weight.data_ptr() for method in by_name.values()}  # type: ignore[union-attr]
     assert len(weights) == 1
     whole = list(trial.ids)
-    assert by_name["full"].reading(trial) == by_name["window"].reading(trial) == (whole, ())
-    assert by_name["sinks"].reading(trial) == (whole, (range(4),))
-    assert by_name["pins"].reading(trial) == (whole, (range(4), trial.span))
-    short, pins = by_name["truncate"].reading(trial)
-    assert (len(short) + trial.n_answer, pins) == (WINDOW, ())
+    assert by_name["full"].reading(trial) == by_name["window"].reading(trial) == Reading(ids=whole)
+    assert by_name["sinks"].reading(trial) == Reading(ids=whole, pins=(range(4),))
+    assert by_name["pins"].reading(trial) == Reading(ids=whole, pins=(range(4), trial.span))
+    seers = by_name["global"].reading(trial)
+    assert (seers.ids, seers.pins, seers.seers) == (whole, (range(4),), (trial.question, "answer"))
+    assert by_name["overlap"].lm.overlap == Overlap(window=WINDOW, stride=WINDOW // 4)
+    short = by_name["truncate"].reading(trial).ids
+    assert (len(short) + trial.n_answer, by_name["truncate"].reading(trial).pins) == (WINDOW, ())
     assert short == whole[: len(short) // 2] + whole[-(len(short) - len(short) // 2) :]
 
 
@@ -56,10 +60,11 @@ def test_a_models_own_windows_are_left_to_it():
     full, window = methods(lm, ["full", "window"])
     assert full.lm.config.windows == (None, None)
     assert window.lm is lm
+    assert window_of(lm) == 20
 
 
 def test_what_fits_is_not_cut():
-    trial = Trial(ids=tuple(range(10)), span=range(2, 4), answer="x", n_answer=6)
+    trial = Trial(ids=tuple(range(10)), span=range(2, 4), question=range(8, 10), answer="x", n_answer=6)
     assert head_and_tail(trial, 16) == list(range(10))
     assert head_and_tail(trial, 15) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     with pytest.raises(UsageError, match="no room"):
@@ -81,13 +86,13 @@ def test_methods_that_cannot_be_are_refused():
 
 def test_answers_are_those_of_each_prompt_alone_however_they_are_read_together():
     lm = make_lm()
-    window, pins = methods(lm, ["window", "pins"], WINDOW)
-    for method in (window, pins):
-        trials = [*made(depth=0.0), *made(depth=0.5, n=2), *made(300, 0.0)]
+    for method in methods(lm, ["window", "pins", "overlap", "global"], WINDOW):
+        trials = [*made(200, 0.0, n=2), *made(200, 0.5, n=1), *made(210, 0.0, n=1)]
         alone = []
         for trial in trials:
-            ids, spans = method.reading(trial)
-            text = method.lm.generate(ids, pins=spans, temperature=0.0, max_tokens=trial.n_answer).text
+            read = method.reading(trial)
+            flags = {"pins": read.pins, "pin_budget": read.budget, "global_": read.seers}
+            text = method.lm.generate(read.ids, **flags, temperature=0.0, max_tokens=trial.n_answer).text
             alone.append(" ".join(text.split())[:4])
         right = [
             replace(trial, answer=text if at % 2 else "#")
@@ -99,7 +104,7 @@ def test_answers_are_those_of_each_prompt_alone_however_they_are_read_together()
 def test_a_grid_is_measured_cell_by_cell_until_it_is_cancelled():
     lm = make_lm()
     ways = methods(lm, ["full", "window"], WINDOW)
-    grid = Grid(tasks=("passkey", "format"), lengths=(300, 400), depths=(0.0, 1.0), n_trials=2)
+    grid = Grid(tasks=("passkey", "format"), lengths=(200, 240), depths=(0.0, 1.0), n_trials=2)
     read: list[int] = []
     cells = list(
         measure(ways, Source(lm.tokenizer, TEXT), grid, progress=read.append, cancelled=lambda: len(read) >= 9)
@@ -107,7 +112,7 @@ def test_a_grid_is_measured_cell_by_cell_until_it_is_cancelled():
     kinds = [(cell.length, cell.task, cell.depth, cell.method) for cell in cells]
     expected = [
         (length, task, depth, way.name)
-        for length in (300, 400)
+        for length in (200, 240)
         for task in ("passkey", "format")
         for depth in (0.0, 1.0)
         for way in ways
@@ -115,7 +120,7 @@ def test_a_grid_is_measured_cell_by_cell_until_it_is_cancelled():
     assert kinds == expected[: len(kinds)]
     assert 0 < len(kinds) < len(expected)
     assert all(cell.of == 2 for cell in cells)
-    assert all(0 < count <= 800 for count in read)
+    assert all(0 < count <= 480 for count in read)
 
 
 def test_cells_of_a_distance():

@@ -12,6 +12,7 @@ import typer
 
 from sash import hub
 from sash.cli import eval_retrieval as retrieval
+from sash.cli import eval_windows
 from sash.cli import model_options as options
 from sash.cli.group import verb_app
 from sash.cli.live_text import check_file, read_pieces
@@ -173,4 +174,6 @@ def _random_ids(lm: LM, count: int) -> list[int]:
 app.command(name="passkey")(retrieval.passkey_command)
 app.command(name="needles")(retrieval.needles_command)
 app.command(name="distance")(retrieval.distance_command)
+app.command(name="influence")(eval_windows.influence_command)
+app.command(name="ablate")(eval_windows.ablate_command)
 app.command(name="methods")(retrieval.methods_command)

@@ -39,7 +39,7 @@ Depths = Annotated[
     str,
     typer.Option("-d", "--depths", metavar="N,...", help="Where what is asked for stands: 0 the head, 100 the end."),
 ]
-Trials = Annotated[int, typer.Option("-n", "--trials", help="Prompts of each kind.")]
+Trials = Annotated[int, typer.Option("--trials", help="Prompts of each kind.")]
 Methods = Annotated[
     str, typer.Option("-m", "--methods", metavar="NAME,...", help="Ways to read, see `sash eval methods`.")
 ]
@@ -159,9 +159,14 @@ class Run:
             from sash.evaluation.figures import draw_heat_maps
 
             draw_heat_maps(cells, self.window, title, self.figure)
-        if interrupted:
-            typer.echo("interrupted: this is what was measured until then", err=True)
-        return INTERRUPTED if interrupted else 0
+        return ending(interrupted)
+
+
+def ending(interrupted: bool) -> int:
+    """The exit code, after a word about Ctrl-C."""
+    if interrupted:
+        typer.echo("interrupted: this is what was measured until then", err=True)
+    return INTERRUPTED if interrupted else 0
 
 
 def passkey_command(
@@ -188,8 +193,8 @@ def passkey_command(
     Prompts are made from the text and the seed; all methods are asked the same ones. An answer is right if its greedy
     tokens begin with the key. Ctrl-C ends it and shows what there is; the exit code is then 130.
     """
-    settings = _settings(chunk, dtype, weights, kv, device, threads)
-    run = Run(model, window=window, methods=methods, text=text, csv=csv, figure=figure, settings=settings)
+    how = settings(chunk, dtype, weights, kv, device, threads)
+    run = Run(model, window=window, methods=methods, text=text, csv=csv, figure=figure, settings=how)
     return _by_depth(run, "passkey", lengths, depths, trials, 1, seed, as_json)
 
 
@@ -217,8 +222,8 @@ def needles_command(
 
     The fact that is asked for stands at the depth, the others at even distances. Else as `sash eval passkey`.
     """
-    settings = _settings(chunk, dtype, weights, kv, device, threads)
-    run = Run(model, window=window, methods=methods, text=text, csv=csv, figure=figure, settings=settings)
+    how = settings(chunk, dtype, weights, kv, device, threads)
+    run = Run(model, window=window, methods=methods, text=text, csv=csv, figure=figure, settings=how)
     return _by_depth(run, "needles", lengths, depths, trials, facts, seed, as_json)
 
 
@@ -268,8 +273,8 @@ def distance_command(
     At a distance of W - 1 its last token is just in sight when the answer begins. A window of filler comes before it.
     Else as `sash eval passkey`.
     """
-    settings = _settings(chunk, dtype, weights, kv, device, threads)
-    run = Run(model, window=window, methods=methods, text=text, csv=csv, figure=figure, settings=settings)
+    how = settings(chunk, dtype, weights, kv, device, threads)
+    run = Run(model, window=window, methods=methods, text=text, csv=csv, figure=figure, settings=how)
     from sash.evaluation.trials import Grid
 
     sizes = parse_lengths(distances, run.window, "--distances")
@@ -279,7 +284,7 @@ def distance_command(
     return run.show(cells, title, interrupted, as_json)
 
 
-def _settings(
+def settings(
     chunk: str, dtype: str | None, weights: str, kv: str, device: str, threads: int | None
 ) -> dict[str, str | int | None]:
     """How the model is loaded."""

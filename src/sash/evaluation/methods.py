@@ -12,8 +12,25 @@ from sash.lm import LM
 SINKS = 4
 """First tokens that are kept: what StreamingLLM keeps (arXiv 2309.17453)."""
 
-Reading = tuple[list[int], tuple[range, ...]]
-"""What is read of a prompt, and which of it is pinned."""
+OVERLAP = 4
+"""Of overlapping windows, how many of the tokens of a reading are new: one in so many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What is read of a prompt, and how.
+
+    Attributes:
+        ids: the tokens.
+        pins: those that stay visible.
+        seers: those that see all that came before them; "answer" is what is written.
+        budget: tokens that may be flagged; by default half of the smallest window.
+    """
+
+    ids: list[int]
+    pins: tuple[range, ...] = ()
+    seers: tuple[range | str, ...] = ()
+    budget: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +82,7 @@ def methods(lm: LM, names: Sequence[str], window: int | None = None) -> list[Met
 
 
 def _whole(trial: Trial) -> Reading:
-    return list(trial.ids), ()
+    return Reading(ids=list(trial.ids))
 
 
 def _full(name: str, lm: LM, windowed: LM, size: int) -> Method:
@@ -78,15 +95,33 @@ def _window(name: str, lm: LM, windowed: LM, size: int) -> Method:
 
 
 def _sinks(name: str, lm: LM, windowed: LM, size: int) -> Method:
-    return Method(name=name, lm=windowed, reading=lambda trial: (list(trial.ids), (range(SINKS),)))
+    return Method(name=name, lm=windowed, reading=lambda trial: Reading(ids=list(trial.ids), pins=(range(SINKS),)))
 
 
 def _pins(name: str, lm: LM, windowed: LM, size: int) -> Method:
-    return Method(name=name, lm=windowed, reading=lambda trial: (list(trial.ids), (range(SINKS), trial.span)))
+    def reading(trial: Trial) -> Reading:
+        return Reading(ids=list(trial.ids), pins=(range(SINKS), trial.span))
+
+    return Method(name=name, lm=windowed, reading=reading)
 
 
 def _truncate(name: str, lm: LM, windowed: LM, size: int) -> Method:
-    return Method(name=name, lm=windowed, reading=lambda trial: (head_and_tail(trial, size), ()))
+    return Method(name=name, lm=windowed, reading=lambda trial: Reading(ids=head_and_tail(trial, size)))
+
+
+def _overlap(name: str, lm: LM, windowed: LM, size: int) -> Method:
+    return Method(name=name, lm=windowed.with_overlap(max(1, size // OVERLAP)), reading=_whole)
+
+
+def _global(name: str, lm: LM, windowed: LM, size: int) -> Method:
+    smallest = min((window for window in windowed.config.windows if window is not None), default=size)
+
+    def reading(trial: Trial) -> Reading:
+        # A question and its answer may be longer than half of a small window, and nothing else is to be held.
+        seers = (trial.question, "answer")
+        return Reading(ids=list(trial.ids), pins=(range(SINKS),), seers=seers, budget=smallest)
+
+    return Method(name=name, lm=windowed, reading=reading)
 
 
 def head_and_tail(trial: Trial, window: int) -> list[int]:
@@ -110,6 +145,8 @@ METHODS: dict[str, Callable[[str, LM, LM, int], Method]] = {
     "sinks": _sinks,
     "pins": _pins,
     "truncate": _truncate,
+    "overlap": _overlap,
+    "global": _global,
 }
 """What makes each: from its name, the model, the model with its windows, and their size."""
 
@@ -119,5 +156,7 @@ DESCRIPTIONS: dict[str, str] = {
     "sinks": f"windows; the first {SINKS} tokens stay visible",
     "pins": f"windows; the first {SINKS} tokens and the passage that is asked for stay visible",
     "truncate": "the head and the tail of the prompt only, as many tokens as the window has keys",
+    "overlap": f"windows that do not roll: they are read anew when a {OVERLAP}th of their tokens is new",
+    "global": f"windows and the first {SINKS} tokens; the question and the answer see all that was read",
 }
 """What each does."""

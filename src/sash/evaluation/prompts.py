@@ -64,12 +64,14 @@ class Trial:
     Attributes:
         ids: its tokens, begin-of-text included where the model has it.
         span: positions of the passage that is asked for.
+        question: positions of the question, the last ones.
         answer: what a right continuation begins with.
         n_answer: tokens to write: enough for the answer.
     """
 
     ids: tuple[int, ...]
     span: range
+    question: range
     answer: str
     n_answer: int
 
@@ -206,7 +208,7 @@ class Source:
         self, planted: Planted, rng: random.Random, room: int, placed: list[tuple[int, list[int]]], question: list[int]
     ) -> Trial:
         """The prompt; `placed` has each fact's tokens after the tokens of filler before it, the asked one first."""
-        start = rng.randrange(len(self._ids))
+        start = rng.randrange(self.size)
         ids, done, span = list(self._lead), 0, range(0)
         # Of two at one place the one that is asked for comes first where it is at the head, and last at the end.
         asked = placed[0]
@@ -218,12 +220,21 @@ class Source:
             ids += fact
         ids += self.filler(start + done, room - done) + question
         answer = len(self._tokenizer.encode(f" {planted.answer}", bos=False))
-        return Trial(ids=tuple(ids), span=span, answer=planted.answer, n_answer=answer + ROOM)
+        asking = range(len(ids) - len(question), len(ids))
+        return Trial(ids=tuple(ids), span=span, question=asking, answer=planted.answer, n_answer=answer + ROOM)
+
+    @property
+    def size(self) -> int:
+        """Tokens of the text."""
+        return len(self._ids)
+
+    def stretch(self, start: int, count: int) -> list[int]:
+        """`count` tokens of the text from `start` on, after the begin-of-text where the model has it."""
+        return [*self._lead, *self.filler(start, count)]
 
     def filler(self, start: int, count: int) -> list[int]:
         """`count` tokens of the text from `start` on; after its end it begins anew."""
-        size = len(self._ids)
-        return [self._ids[at % size] for at in range(start, start + count)]
+        return [self._ids[at % self.size] for at in range(start, start + count)]
 
 
 def paragraphs(text: str) -> str:

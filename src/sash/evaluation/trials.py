@@ -115,19 +115,21 @@ def ask(
         progress: called with the tokens of each batch once it is answered.
     """
     readings = [method.reading(trial) for trial in trials]
-    alike: dict[tuple[tuple[range, ...], int], list[int]] = {}
-    for at, (trial, (_, pins)) in enumerate(zip(trials, readings, strict=True)):
-        alike.setdefault((pins, trial.n_answer), []).append(at)
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for at, (trial, reading) in enumerate(zip(trials, readings, strict=True)):
+        alike.setdefault((reading.pins, reading.seers, reading.budget, trial.n_answer), []).append(at)
     found = [False] * len(trials)
-    for (pins, n_answer), members in alike.items():
-        longest = max(len(readings[at][0]) for at in members)
+    for (pins, seers, budget, n_answer), members in alike.items():
+        longest = max(len(readings[at].ids) for at in members)
         size = max(1, min(MOST_AT_ONCE, BATCH_TOKENS // longest))
         for start in range(0, len(members), size):
             if cancelled():
                 return None
             batch = members[start : start + size]
-            prompts: list[Prompt] = [readings[at][0] for at in batch]
-            done = method.lm.generate(prompts, pins=pins, temperature=0.0, max_tokens=n_answer)
+            prompts: list[Prompt] = [readings[at].ids for at in batch]
+            done = method.lm.generate(
+                prompts, pins=pins, pin_budget=budget, global_=seers, temperature=0.0, max_tokens=n_answer
+            )
             for at, completion in zip(batch, done, strict=True):
                 found[at] = trials[at].right(completion.text)
             progress(sum(len(trials[at].ids) for at in batch))

@@ -1,0 +1,190 @@
+"""`sash eval ablate` and `influence`: what a window costs and is worth, and how much passes through it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sash.cli import eval_retrieval as retrieval
+from sash.cli import model_options as options
+from sash.cli.interrupt import Interrupt
+from sash.cli.live_text import check_file, read_pieces
+from sash.cli.reading_bar import ReadingBar
+from sash.cli.retrieval_tables import windows as in_windows
+from sash.cli.sizes import parse_size, parse_window
+from sash.cli.window_words import windows_by_layer
+from sash.errors import UsageError
+from sash.explain.budget import binary
+from sash.explain.labels import table
+
+if TYPE_CHECKING:
+    from sash.evaluation.ablation import Ablation
+    from sash.evaluation.influence import Influence
+    from sash.lm import LM
+
+Sizes = Annotated[
+    str, typer.Option("--windows", metavar="N,...", help="Sizes: numbers, full, and own for the model as it is.")
+]
+
+
+def influence_command(
+    model: options.Model,
+    text: retrieval.Text,
+    window: retrieval.Window = None,
+    distances: Annotated[
+        str, typer.Option("-d", "--distances", metavar="N,...", help="How far back, in tokens or windows (2w).")
+    ] = "0.5w,1w,2w,3w,4w,6w,8w",
+    changed: Annotated[int, typer.Option("--changed", help="Tokens that are replaced by others.")] = 8,
+    trials: Annotated[int, typer.Option("-n", "--trials", help="Stretches of the text.")] = 10,
+    methods: retrieval.Methods = "full,window",
+    seed: retrieval.Seed = 0,
+    chunk: options.Chunk = "512",
+    dtype: options.Dtype = None,
+    weights: options.Weights = "auto",
+    kv: options.KV = "auto",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    as_json: retrieval.Json = False,
+) -> int:
+    """Change a few tokens at a distance: how far does the prediction after the last token move?
+
+    What moves it beyond a window was passed on by deeper layers. The figure is the Kullback-Leibler divergence of the
+    prediction with the change from that without, in thousandths of a nat, its mean over stretches of the text.
+    """
+    how = retrieval.settings(chunk, dtype, weights, kv, device, threads)
+    run = retrieval.Run(model, window=window, methods=methods, text=text, csv=None, figure=None, settings=how)
+    sizes = retrieval.parse_lengths(distances, run.window, "--distances")
+    from sash.evaluation.influence import influences
+
+    found: list[Influence] = []
+    total = len(run.methods) * trials * len(sizes) * (max(sizes) + changed)
+    with Interrupt() as interrupt, ReadingBar(total, None) as bar:
+        found += influences(
+            run.methods, run.source, sizes, n_trials=trials, n_changed=changed, seed=seed, cancelled=interrupt,
+            progress=bar.advance,
+        )  # fmt: skip
+    if as_json:
+        data: dict[str, Any] = {"model": model, "window": run.window, "ablation": run.note is not None}
+        data |= {"results": [one.to_json(run.window) for one in found], "interrupted": interrupt.requested}
+        typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    elif found:
+        rows = [["method", "distance", "", "mean, mnat", "largest", "moved"]]
+        for one in found:
+            far, moved = in_windows(one.distance, run.window), f"{one.reached}/{one.of}"
+            rows.append(
+                [one.method, f"{one.distance:,}", far, _thousandths(one.mean), _thousandths(one.largest), moved]
+            )
+        typer.echo("\n".join([*table(rows, right=[False, True, True, True, True, True]), *_notes(run.note)]))
+    return retrieval.ending(interrupt.requested)
+
+
+def _thousandths(nats: float) -> str:
+    """Thousandths of a nat; 0 where nothing moved at all.
+
+    >>> _thousandths(0.0), _thousandths(0.0123), _thousandths(1e-9)
+    ('0', '12.3', '1e-06')
+    """
+    return "0" if nats == 0 else f"{1000 * nats:.3g}"
+
+
+def _notes(note: str | None) -> list[str]:
+    return [] if note is None else [note]
+
+
+def parse_windows(text: str) -> list[Any]:
+    """Windows of an ablation.
+
+    Raises:
+        UsageError: none, or one that is no size.
+
+    >>> parse_windows("128,full,own")
+    [128, 'full', None]
+    """
+    names = list(dict.fromkeys(retrieval.parse_names(text)))
+    if not names:
+        raise UsageError("--windows takes sizes such as 128,256,full or own (the model as it is); got none")
+    return [None if name == "own" else parse_window(name, "--windows") for name in names]
+
+
+def ablate_command(
+    model: options.Model,
+    text: retrieval.Text,
+    windows: Sizes = "128,256,512,full",
+    pins: Annotated[
+        str, typer.Option("--pins", metavar="N", help="First tokens that stay, where one is forced.")
+    ] = "4",
+    max_tokens: Annotated[
+        str, typer.Option("-n", "--max-tokens", metavar="N", help="Predict the first N tokens of the text.")
+    ] = "4096",
+    length: Annotated[
+        str, typer.Option("-l", "--length", metavar="N", help="Tokens of a prompt that hides a passkey.")
+    ] = "1024",
+    depths: retrieval.Depths = "0,50,100",
+    trials: retrieval.Trials = 4,
+    seed: retrieval.Seed = 0,
+    chunk: options.Chunk = "512",
+    dtype: options.Dtype = None,
+    weights: options.Weights = "auto",
+    kv: options.KV = "auto",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    as_json: retrieval.Json = False,
+) -> int:
+    """Compare windows: how well and how fast a text is read, what is held, and which passkeys are still known.
+
+    Ctrl-C ends it and shows the windows that are done; the exit code is then 130.
+    """
+    sizes, n_pins, most = parse_windows(windows), parse_size(pins, "--pins"), parse_size(max_tokens, "--max-tokens")
+    for size in sizes:
+        options.parse_view(None if size is None else str(size), "0" if size in (None, "full") else pins)
+    check_file(text)
+    if most < 2:
+        raise UsageError(f"--max-tokens counts tokens to read, 2 or more; got {most}")
+    lm = options.load_lm(
+        model, chunk=chunk, dtype=dtype, weights=weights, kv=kv, device=device, threads=threads
+    )  # fmt: skip
+    from sash.evaluation.ablation import ablations
+    from sash.evaluation.prompts import Source
+    from sash.evaluation.trials import Grid
+
+    words = "".join(read_pieces(text))
+    source, ids = Source(lm.tokenizer, words), lm.tokenizer.encode(words)[:most]
+    grid = Grid(
+        tasks=("passkey",), lengths=(parse_size(length, "--length"),), depths=retrieval.parse_depths(depths),
+        n_trials=trials, seed=seed,
+    )  # fmt: skip
+    found: list[Ablation] = []
+    total = len(sizes) * (len(ids) + len(grid.places()) * trials * grid.lengths[0])
+    with Interrupt() as interrupt, ReadingBar(total, None) as bar:
+        found += ablations(lm, sizes, ids, source, grid, pins=n_pins, cancelled=interrupt, progress=bar.advance)
+    if as_json:
+        data = {"model": model, "results": [one.to_json() for one in found], "interrupted": interrupt.requested}
+        typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    elif found:
+        typer.echo("\n".join(_draw(lm, found)))
+    return retrieval.ending(interrupt.requested)
+
+
+def _draw(lm: LM, found: list[Ablation]) -> list[str]:
+    rows = [["window", "pins", "perplexity", "tok/s", "keys and values", "passkeys told"]]
+    for one in found:
+        name = "own" if one.window is None else f"{one.window:,}" if isinstance(one.window, int) else one.window
+        read = one.perplexity
+        rows.append(
+            [
+                name,
+                f"{one.pins}",
+                f"{read.perplexity:,.2f}",
+                f"{read.speed:,.0f}",
+                binary(one.kv_bytes),
+                f"{one.right}/{one.of}",
+            ]
+        )
+    first = found[0]
+    return [
+        f"{first.perplexity.n_read:,} tokens predicted; passkeys in prompts of {first.key_tokens:,} tokens",
+        *table(rows, right=[True] * 6),
+        f"the model's own windows: {windows_by_layer(lm.config)}",
+    ]
