@@ -35,7 +35,20 @@ FLOORS = (
 )
 # The room of `LM`, the object that a user holds, stands in several files.
 ROOM = dict.fromkeys(
-    ("answer", "asked", "completion", "conversation", "loading", "masked", "reading", "session", "speculation"), "lm"
+    (
+        "answer",
+        "asked",
+        "completion",
+        "conversation",
+        "loading",
+        "masked",
+        "reading",
+        "saved",
+        "session",
+        "session_state",
+        "speculation",
+    ),
+    "lm",
 )
 RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -152,11 +165,12 @@ def test_files_are_short():
 
 
 def test_functions_are_short():
+    """Their bodies: a command has as many parameters as it has options."""
     long = [
-        f"{path.relative_to(ROOT)}:{node.lineno} {node.name} {node.end_lineno - node.lineno + 1}"
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name} {node.end_lineno - node.body[0].lineno + 1}"
         for path, tree in TREES.items()
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno + 1 > 60
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.body[0].lineno + 1 > 60
     ]
     assert long == []
 

@@ -6,6 +6,7 @@ Whole characters only; what may be the beginning of a stop string is held back u
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 
 from sash.completion import Completion, Statistics, View, full_cache_bytes
@@ -13,6 +14,28 @@ from sash.engine.request import Event, Sequence, Token
 from sash.network.cache import KVCache
 from sash.text.stream import Detokenizer, StopMatcher
 from sash.text.tokenizer import Tokenizer
+
+
+class Stream:
+    """Pieces of an answer as they are written: iterate over it; afterwards `completion` holds the whole.
+
+    Stopping early (`close`, or leaving the loop) ends the answer where it is.
+    """
+
+    def __init__(self, pieces: Iterator[str], finish: Callable[[], Completion], close: Callable[[], None]) -> None:
+        self._pieces, self._finish, self._close = pieces, finish, close
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def close(self) -> None:
+        """End the answer now; what was written so far stays."""
+        self._close()
+
+    @property
+    def completion(self) -> Completion:
+        """The answer as far as it has been written."""
+        return self._finish()
 
 
 class Answer:

@@ -1,23 +1,42 @@
-"""A chat that reads only what is new: turns go into one open session, as long as the template lets them.
+"""A chat that reads only what is new: turns go into one open session, which goes back to where tokens begin to differ.
 
-A rolling buffer cannot be cut back, so what changes the past (`retry`, `undo`, another system prompt) makes the next
-turn read the whole conversation again; so does a template that renders earlier turns differently later on, and a pin
-on what was read without one. What is pinned stays visible however long the conversation becomes.
+What changes the past (`undo`, `edit`, another system prompt, a template that renders earlier turns differently later
+on, a pin on what was read without one) makes the next turn go back to the last token that is the same, as far as the
+session's log allows it, and read on from there; without a log the whole conversation is read again. What is pinned
+stays visible however long the conversation becomes.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+from sash.answer import Stream
 from sash.completion import Completion
+from sash.errors import UsageError
 from sash.sampling import SamplingParams
-from sash.session import Session, Stream
-from sash.text.pins import Contract
+from sash.session import Session
+from sash.text.pins import Contract, runs_of
 from sash.text.tokenizer import Tokenizer
 from sash.text.turns import Turns
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The end of an answer in the session, whose tokens are as they were written: its text may encode otherwise.
+
+    Attributes:
+        said: the messages up to there.
+        end: tokens of the session up to there.
+        pins: what was pinned of the rendered conversation up to there.
+    """
+
+    said: tuple[dict[str, str], ...]
+    end: int
+    pins: tuple[range, ...]
 
 
 class Conversation(Turns):
@@ -25,10 +44,11 @@ class Conversation(Turns):
 
     Attributes:
         messages: the conversation so far, each {"role": ..., "content": ...}.
-        session: what has read it; None until the next turn reads it (again).
+        session: what has read it, or an earlier state of it; None where nothing was read.
         read_anew: tokens that the last turn had to read.
         contract, room: what is pinned, and how many tokens may be.
         pinned: positions of the rendered conversation that are.
+        marks: ends of answers in the session.
     """
 
     def __init__(
@@ -49,27 +69,14 @@ class Conversation(Turns):
         self.session: Session | None = None
         self.read_anew = 0
         self.pinned: tuple[range, ...] = ()
-        self._ended: int | None = None
+        self.marks: list[Mark] = []
 
-    def set_system(self, system: str | None) -> None:
-        """Change the system prompt; the next turn reads everything again."""
-        super().set_system(system)
-        self.session = None
-
-    def replace(self, messages: list[dict[str, str]]) -> None:
-        """Continue another conversation; the next turn reads it whole."""
-        super().replace(messages)
-        self.session = None
-
-    def undo(self) -> str:
-        """Take back the last turn, question and answer; the question.
-
-        Raises:
-            UsageError: there is no turn to take back.
-        """
-        question = super().undo()
-        self.session = None
-        return question
+    def take_up(
+        self, messages: list[dict[str, str]], session: Session | None, marks: list[Mark], pins: tuple[range, ...] = ()
+    ) -> None:
+        """Go on with messages and with what has read them; `pins` are those of the rendered conversation."""
+        self.messages = [dict(message) for message in messages]
+        self.session, self.marks, self.pinned = session, marks, pins
 
     def say(
         self,
@@ -81,7 +88,7 @@ class Conversation(Turns):
         """Add a user's message and stream the answer.
 
         `progress` is called with the number of tokens read after each chunk, `cancelled` is asked between two steps of
-        writing. Should `progress` raise, the message is not taken, and the next turn reads the conversation again.
+        writing. Should `progress` raise, the message is not taken; what was read of it the next turn need not read.
 
         What was written counts as the answer even if the stream is closed early. If nothing was, or the template
         refuses the message, the conversation stays as it was.
@@ -103,12 +110,11 @@ class Conversation(Turns):
             nonlocal answered
             if not answered:
                 answered = True
+                self.messages = turn[:-1]
                 done = stream.completion
-                if not done.token_ids:
-                    self.messages, self.session = turn[:-1], None
-                    return
-                self.messages.append({"role": "assistant", "content": done.text})
-                self._ended = done.token_ids[-1]
+                if done.token_ids:
+                    self.messages = [*turn, {"role": "assistant", "content": done.text}]
+                    self.marks.append(Mark(tuple(map(dict, self.messages)), session.tokens, self.pinned))
 
         def pieces() -> Iterator[str]:
             try:
@@ -123,28 +129,58 @@ class Conversation(Turns):
 
         return Stream(pieces(), completion, close)
 
+    def retry(
+        self,
+        params: SamplingParams | None = None,
+        progress: Callable[[int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Stream:
+        """Answer the last message of the user once more; as `say`.
+
+        Raises:
+            UsageError: there is none.
+        """
+        return self.edit(-1, None, params, progress, cancelled)
+
+    def edit(
+        self,
+        number: int,
+        text: str | None,
+        params: SamplingParams | None = None,
+        progress: Callable[[int], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Stream:
+        """Say `text` (None: the same) in the place of a message of the user; what followed it is taken back.
+
+        `number` counts the user's messages from 1, or back from -1; for the rest see `say`.
+
+        Raises:
+            UsageError: there is no such message.
+        """
+        before = self.messages
+        asked = [at for at, message in enumerate(before) if message["role"] == "user"]
+        index = number - 1 if number > 0 else len(asked) + number
+        if number == 0 or not 0 <= index < len(asked):
+            raise UsageError(f"there is no message {number} of the user: there are {len(asked)}")
+        self.messages = before[: asked[index]]
+        try:
+            return self.say(before[asked[index]]["content"] if text is None else text, params, progress, cancelled)
+        except BaseException:
+            self.messages = before
+            raise
+
     def _read(self, turn: list[dict[str, str]], progress: Callable[[int], None] | None) -> Session:
         """The session, once it has read all of `turn`."""
         prompt = self._tokenizer.encode_chat(turn, safe_prompt=self.safe_prompt)
-        fresh = self._new_tokens(prompt)
         pins = self._chosen(prompt, turn)
-        known = 0 if fresh is None else len(prompt) - len(fresh)
-        if _before(pins, known) != _before(self.pinned, known):
-            logger.info("what is pinned of earlier turns is different now: reading them again")
-            fresh = None
-        if self.session is None or fresh is None:
-            self.session, fresh = self._open_session(), prompt
-        session, start = self.session, len(prompt) - len(fresh)
-        self.read_anew = len(fresh)
-        try:
-            session.feed(
-                fresh, progress, pins=[range(max(0, p.start - start), p.stop - start) for p in pins if p.stop > start]
-            )
-            self.pinned = pins
-        except BaseException:
-            self.session = None
-            raise
-        return session
+        ids, pinned = self._to_read(turn, prompt, pins)
+        if self.session is None:
+            self.session = self._open_session()
+        known = self.session.return_to(ids, pinned)
+        self.read_anew, self.marks = len(ids) - known, [mark for mark in self.marks if mark.end <= known]
+        self.session.feed(ids[known:], progress, pins=runs_of(sorted(at - known for at in pinned if at >= known)))
+        self.pinned = pins
+        return self.session
 
     def _chosen(self, prompt: list[int], turn: list[dict[str, str]]) -> tuple[range, ...]:
         """What the contract pins of a conversation that was rendered so."""
@@ -153,22 +189,29 @@ class Conversation(Turns):
         chosen = self.contract.choose(self._tokenizer, prompt, turn, strict=False, safe_prompt=self.safe_prompt)
         return self.contract.fit(chosen, self.room)
 
-    def _new_tokens(self, prompt: list[int]) -> list[int] | None:
-        """What `prompt` adds to what the session has read; None if the session has to begin anew.
+    def _to_read(
+        self, turn: list[dict[str, str]], prompt: list[int], pins: tuple[range, ...]
+    ) -> tuple[list[int], set[int]]:
+        """The tokens that the session shall have read, and which of them are pinned.
 
-        The answer is in the session as it was written, token by token; its text may encode otherwise. So the new
-        part is what follows the answer in the rendered conversation.
+        Answers are in the session as they were written, token by token. So the new part is what follows the last of
+        them in the rendered conversation, where that begins as it did; else all of it is as it is rendered.
         """
-        if self.session is None or not self.messages or self.messages[-1]["role"] != "assistant":
-            return None
-        so_far = self._tokenizer.encode_chat(self.messages, continue_final=True, safe_prompt=self.safe_prompt)
-        if prompt[: len(so_far)] != so_far:
-            logger.info("the template renders the conversation differently now: reading it again")
-            return None
-        fresh = prompt[len(so_far) :]
-        if fresh and fresh[0] == self._ended:
-            fresh = fresh[1:]
-        return fresh
+        session = self.session
+        held = None if session is None else session.ids
+        for mark in reversed(self.marks):
+            if session is None or held is None or list(mark.said) != turn[: len(mark.said)]:
+                continue
+            so_far = self._tokenizer.encode_chat(list(mark.said), continue_final=True, safe_prompt=self.safe_prompt)
+            known = len(so_far)
+            if prompt[:known] != so_far or _before(pins, known) != _before(mark.pins, known):
+                logger.info("the conversation is rendered or pinned differently now: going back")
+                continue
+            known += len(prompt) > known and prompt[known] == held[mark.end - 1]
+            moved = {at - known + mark.end for span in pins for at in span if at >= known}
+            kept = {at for at in session.pinned if at < mark.end}
+            return [*held[: mark.end], *prompt[known:]], kept | moved
+        return prompt, {at for span in pins for at in span}
 
 
 def _before(spans: tuple[range, ...], end: int) -> set[int]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
+from pathlib import Path
 from typing import Any, Literal
 
-from sash.answer import Answer
+from sash import saved
+from sash.answer import Answer, Stream
 from sash.asked import Asked, Marks, Wishes, audited
 from sash.completion import Completion
 from sash.conversation import Conversation
@@ -23,8 +25,10 @@ from sash.errors import EmptyPromptError, UsageError
 from sash.network.packed import Network
 from sash.reading import Reader
 from sash.sampling import SamplingParams
-from sash.session import Session, Stream, check_ids, pin_room
+from sash.session import Session
+from sash.session_state import check_ids, pin_room
 from sash.speculation import speculation_of
+from sash.text.pins import Contract
 
 Prompt = str | list[int]
 
@@ -262,19 +266,32 @@ class LM(Reader):
         asked = wishes.ask(self.config, self.tokenizer, ids, messages, n_written=more, safe_prompt=safe_prompt)
         return self._complete([asked], params, continues=False)[0]
 
-    def session(self, pins: int = 0, *, sees: bool = False) -> Session:
+    def session(self, pins: int = 0, *, sees: bool = False, log: bool | int = False) -> Session:
         """An open rolling buffer: feed it forever, let it write at any point.
 
         Args:
             pins: tokens that may be pinned as they are fed, in place of the first ones that the model pins, if any.
             sees: whether tokens may be global, too; they take the places of pins.
+            log: keep what leaves the window, all of it or so many bytes: the session can go back as far as it reaches
+                (`Session.rewind`).
         """
+        return self.open_session(pins, sees=sees, log=log)
+
+    def open_session(
+        self, pins: int = 0, *, sees: bool = False, log: bool | int = False, history: bool = False
+    ) -> Session:
+        """As `session`; with `history` it keeps all token ids, 4 bytes each, log or not."""
         if pins:
-            return self._pinning(pins, sees=sees).session()
+            return self._pinning(pins, sees=sees).open_session(log=log, history=history)
         return Session(
-            self.decoder, self.tokenizer, self.cache(), chunk=self.chunk, overlap=self.overlap,
+            self.decoder,
+            self.tokenizer,
+            self.cache(log=log) if log else self.cache(),
+            chunk=self.chunk,
+            overlap=self.overlap,
             speculation=self.speculation,
-        )  # fmt: skip
+            history=history or bool(log),
+        )
 
     def conversation(
         self,
@@ -292,14 +309,45 @@ class LM(Reader):
         """
         contract = Wishes.of(pins, pin_budget, pin_overflow, False, self.config).contract
         room = contract.room(self.config.windows) if contract else 0
+        return self.converse(contract, room=room, system=system, safe_prompt=safe_prompt)
+
+    def converse(
+        self, contract: Contract, *, room: int, system: str | None = None, safe_prompt: bool = False
+    ) -> Conversation:
+        """As `conversation`, with a contract that is made already, and room for so many pinned tokens."""
         return Conversation(
-            lambda: self.session(room),
+            lambda: self.open_session(room, history=True),
             self.tokenizer,
             system=system,
             safe_prompt=safe_prompt,
             contract=contract,
             room=room,
         )
+
+    def save_session(
+        self, what: Session | Conversation, path: str | Path, *, notes: Mapping[str, Any] | None = None
+    ) -> int:
+        """Write a session or a conversation to a file, whole or not at all, in the place of an older one; its bytes.
+
+        Args:
+            what: it stays as it is, and can go on.
+            path: the file.
+            notes: plain values (as JSON has them) to keep with it.
+
+        Raises:
+            UsageError: there is something at `path` that is no saved session.
+            InputNotFoundError, DiskFullError, SashError: it cannot be written; an older file is as it was.
+        """
+        return saved.save(Path(path), what, model=self.name, notes=notes)
+
+    def load_session(self, path: str | Path) -> Session | Conversation:
+        """What `save_session` wrote, to go on where it was; nothing is read again.
+
+        Raises:
+            InputNotFoundError, CheckpointError: no such file, or it is torn or damaged.
+            UsageError: it was saved with another model, weights, window, pins or numbers; the message says which.
+        """
+        return saved.load(Path(path), self).what
 
     def _encode(self, prompt: Prompt) -> list[int]:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)

@@ -17,7 +17,7 @@ from sash.network.cache import KVCache
 from sash.network.config import ModelConfig
 from sash.network.packed import Network
 from sash.network.sizing import check_kv, kv_numbers
-from sash.session import check_ids
+from sash.session_state import check_ids
 from sash.text.tokenizer import Tokenizer
 
 HEAD_ROWS = 128

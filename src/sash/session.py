@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 
 import torch
 
-from sash.answer import Answer
+from sash.answer import Answer, Stream
 from sash.asked import audit_at
 from sash.completion import Completion, View
 from sash.engine.engine import Engine
@@ -21,30 +22,9 @@ from sash.network.cache import KVCache
 from sash.network.config import ModelConfig
 from sash.network.packed import Network
 from sash.sampling import SamplingParams, SeenTokens
+from sash.session_state import SessionState, check_ids, pin_room
 from sash.text.pins import runs_of
 from sash.text.tokenizer import Tokenizer
-
-
-class Stream:
-    """Pieces of an answer as they are written: iterate over it; afterwards `completion` holds the whole.
-
-    Stopping early (`close`, or leaving the loop) ends the answer where it is.
-    """
-
-    def __init__(self, pieces: Iterator[str], finish: Callable[[], Completion], close: Callable[[], None]) -> None:
-        self._pieces, self._finish, self._close = pieces, finish, close
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def close(self) -> None:
-        """End the answer now; what was written so far stays."""
-        self._close()
-
-    @property
-    def completion(self) -> Completion:
-        """The answer as far as it has been written."""
-        return self._finish()
 
 
 class Session:
@@ -55,6 +35,7 @@ class Session:
 
     Attributes:
         tokens: tokens fed and written so far.
+        intact: whether it can be used: what stopped in the midst of a step has left half of that step behind.
     """
 
     def __init__(
@@ -66,10 +47,13 @@ class Session:
         chunk: int = 512,
         overlap: Overlap | None = None,
         speculation: Speculation | None = None,
+        history: bool = False,
     ) -> None:
-        """`overlap` reads by overlapping windows; the cache needs room for the tokens of one reading.
+        """An empty session.
 
+        `overlap` reads by overlapping windows; the cache needs room for the tokens of one reading.
         `speculation` guesses tokens to come, which makes answers faster and leaves them as they are.
+        `history` keeps all token ids, 4 bytes each, which going back needs; else only until the first has slid out.
         """
         self._held = None if overlap is None else Held(overlap, tokenizer.bos_id)
         self._decoder, self._tokenizer, self._cache, self._chunk = decoder, tokenizer, cache, chunk
@@ -79,7 +63,10 @@ class Session:
         self._pinned: set[int] = set()
         self._seers: set[int] = set()
         self._speculation, self._proposer = speculation, None if speculation is None else speculation.open()
-        self.tokens = 0
+        self._ids: array[int] | None = array("i")
+        smallest = min((window for window in cache.config.windows if window is not None), default=None)
+        self._most_ids = None if history else smallest
+        self.tokens, self.intact = 0, True
 
     @property
     def config(self) -> ModelConfig:
@@ -118,6 +105,31 @@ class Session:
         """Positions that are global; those after `tokens` are to be written."""
         return tuple(sorted(self._seers))
 
+    @property
+    def ids(self) -> Many[int] | None:
+        """All tokens; None where they are not kept, see `LM.session`."""
+        return self._ids
+
+    @property
+    def last(self) -> int | None:
+        """The last token fed or written."""
+        return self._unread[-1] if self._unread else None
+
+    @property
+    def history(self) -> bool:
+        """Whether all of `ids` are kept, however many."""
+        return self._most_ids is None
+
+    @property
+    def network(self) -> Network:
+        """What reads."""
+        return self._decoder
+
+    @property
+    def cache(self) -> KVCache:
+        """What holds the keys and values."""
+        return self._cache
+
     def feed(
         self,
         text: str | list[int],
@@ -144,12 +156,11 @@ class Session:
         """
         ids = self._tokenizer.encode(text, bos=self.tokens == 0) if isinstance(text, str) else list(text)
         check_ids(ids, self._decoder.config.vocab_size)
+        self._check_intact()
         self._pin(pins if not isinstance(pins, bool) else [range(len(ids))] if pins else [], len(ids), seers)
         self._unread += ids
-        self.tokens += len(ids)
         self._seen.extend(ids)
-        if self._proposer is not None:
-            self._proposer.extend(ids)
+        self._remember(ids)
         if self._held is not None:
             self._feed_again(self._held, progress)
             return len(ids)
@@ -179,6 +190,20 @@ class Session:
                 self._cache.wipe(self._row)
             self._read([token_id for token_id, _ in part], [pinned for _, pinned in part])
             fresh = held.read(count, waiting)
+
+    def _check_intact(self) -> None:
+        if not self.intact:
+            raise UsageError("the session was stopped in the midst of a step: open another, or rewind it to 0")
+
+    def _remember(self, ids: Many[int]) -> None:
+        """Take note of tokens that are fed or written."""
+        self.tokens += len(ids)
+        if self._proposer is not None:
+            self._proposer.extend(ids)
+        if self._most_ids is not None and self.tokens > self._most_ids:
+            self._ids = None
+        if self._ids is not None:
+            self._ids.extend(ids)
 
     def _pin(self, spans: Many[range], n_tokens: int, seers: Many[range] = ()) -> None:
         """Flag some of the next `n_tokens` tokens; `seers` are global."""
@@ -224,7 +249,9 @@ class Session:
             is_global=[seers] if any(seers) else None,
             device=self._cache.device,
         )
+        self.intact = False
         self._decoder(batch, self._cache)
+        self.intact = True
 
     def stream(
         self,
@@ -243,6 +270,7 @@ class Session:
         Raises:
             EmptyPromptError: nothing was fed yet.
         """
+        self._check_intact()
         if not self._unread:
             raise EmptyPromptError("the session has read nothing yet: feed it some text first")
         sequence, engine = self._submit(params or SamplingParams())
@@ -265,7 +293,10 @@ class Session:
                         if tail:
                             yield tail
                         return
-                    for event in engine.step():
+                    self.intact = False
+                    events = engine.step()
+                    self.intact = True
+                    for event in events:
                         self._note(event.token.token_id if event.token else None)
                         piece = answer.take(event)
                         if answer.stopped:
@@ -273,6 +304,7 @@ class Session:
                         if piece:
                             yield piece
             finally:
+                self.intact &= sequence.error is None
                 settle()
 
         return Stream(pieces(), answer.completion, settle)
@@ -299,9 +331,7 @@ class Session:
     def _note(self, token_id: int | None) -> None:
         if token_id is not None:
             self._unread = [token_id]
-            self.tokens += 1
-            if self._proposer is not None:
-                self._proposer.extend(self._unread)
+            self._remember([token_id])
 
     def generate(self, params: SamplingParams | None = None) -> Completion:
         """Write on to the end of the answer."""
@@ -310,33 +340,138 @@ class Session:
             pass
         return stream.completion
 
+    def rewind(self, position: int) -> None:
+        """Go back to where only the first `position` tokens had been fed and written: what followed is forgotten.
+
+        Raises:
+            UsageError: there are fewer tokens, or what they left behind is held no more: see `LM.session(log=)`.
+        """
+        if not 0 <= position <= self.tokens:
+            raise UsageError(f"there are {self.tokens:,} tokens to go back in, and no {position:,}")
+        if not self._cut(position):
+            raise UsageError(
+                f"what {position:,} tokens left behind is held no more: a session goes back as far as its log reaches,"
+                " lm.session(log=True)"
+            )
+
+    def _cut(self, position: int) -> bool:
+        """`rewind`, if what is held allows it."""
+        if position == self.tokens and self.intact:
+            return True
+        if self._ids is None and position:
+            return False
+        ids = array("i") if self._ids is None else self._ids
+        cache, read = self._cache, self.tokens - len(self._unread)
+        if position == 0:
+            cache.wipe(self._row)
+            unread, self.intact = [], True
+            self._held = None if self._held is None else Held(self._held.overlap, self._tokenizer.bos_id)
+        elif not self.intact or self._held is not None:
+            return False
+        elif position > read:
+            unread = self._unread[: position - read]
+        else:
+            state = cache.capture(self._row)
+            if not state.covers(position - 1):
+                return False
+            cache.restore(self._row, state, position - 1)
+            unread = [ids[position - 1]]
+        self._ids = ids[:position]
+        self._unread, self.tokens, self._seen = unread, position, SeenTokens(self._ids)
+        self._pinned = {at for at in self._pinned if at < position}
+        self._seers = {at for at in self._seers if at < position}
+        if self._proposer is not None:
+            self._proposer.cut(position)
+        return True
+
+    def return_to(self, ids: Many[int], pinned: Iterable[int] = ()) -> int:
+        """Go back to where all that was read is also the beginning of `ids`; to nothing, where that is held no more.
+
+        Args:
+            ids: token ids, of which the rest is to be fed.
+            pinned: positions of those that shall stay visible to every later token.
+
+        Returns:
+            How many of them the session has been fed, now.
+        """
+        check_ids(ids, self._decoder.config.vocab_size)
+        alike = self._alike(ids, set(pinned))
+        if self._cut(alike):
+            return alike
+        self._cut(0)
+        return 0
+
+    def _alike(self, ids: Many[int], pinned: set[int]) -> int:
+        """How many of the first tokens and pins are those of the session."""
+        known = self._ids if self._ids is not None else array("i")
+        end = min(len(known), len(ids))
+        alike = end if known[:end] == array("i", ids[:end]) else _first_difference(known, ids, end)
+        return min([alike, *(at for at in pinned ^ self._pinned if at < alike)])
+
     def fork(self) -> Session:
         """A second session that has read the same and goes its own way; the first is untouched."""
         config = self._cache.config
-        cache = KVCache(config, 1, self._cache.dtype, self._cache.device, self._cache.kv)
+        log = False if self._cache.log is None else self._cache.log.limit or True
+        cache = KVCache(config, 1, self._cache.dtype, self._cache.device, self._cache.kv, log=log)
         twin = Session(self._decoder, self._tokenizer, cache, chunk=self._chunk, speculation=self._speculation)
         if self._proposer is not None and twin._proposer is not None:
             twin._proposer.extend(self._proposer.tokens)
         cache.copy_row(twin._row, self._cache, self._row)
         twin._held = None if self._held is None else self._held.copy()
         twin._unread, twin._pinned, twin._seers = list(self._unread), set(self._pinned), set(self._seers)
+        twin._most_ids = self._most_ids
+        twin._ids = None if self._ids is None else self._ids[:]
         twin._seen.extend(self._seen.ids.tolist())
         twin.tokens = self.tokens
         return twin
 
+    def state(self) -> SessionState:
+        """What it needs to go on elsewhere, or later.
 
-def pin_room(config: ModelConfig, *, sees: bool = False) -> int:
-    """Tokens that a model lets flag as pins, or with `sees` as pins and global tokens; 0 where it lets flag none."""
-    rooms = (pattern.pins for pattern in config.patterns if pattern.pin_by == "flag" and pattern.holds_global >= sees)
-    return max(rooms, default=0)
+        Raises:
+            UsageError: it stopped in the midst of a step, or reads by overlapping windows.
+        """
+        self._check_intact()
+        if self._held is not None:
+            raise UsageError("a session that reads by overlapping windows cannot be kept: leave out the overlap")
+        read = self.tokens - len(self._unread)
+        if self._cache.lengths[self._row] != read:  # guesses that held were read, and the answer was ended before them
+            self._cache.rewind(self._row, read)
+        return SessionState(
+            tokens=self.tokens,
+            ids=None if self._ids is None else tuple(self._ids),
+            unread=tuple(self._unread),
+            seen=tuple(self._seen.ids.tolist()),
+            pinned=self.pinned,
+            seers=self.global_positions,
+            row=self._cache.capture(self._row),
+        )
+
+    def take_up(self, state: SessionState) -> None:
+        """Go on from a state in the place of what was read here; the state stays as it is.
+
+        Raises:
+            UsageError: it is one of another model, or contradicts itself.
+        """
+        state.check(self.config)
+        if self._held is not None:
+            raise UsageError("a saved session rolls on: leave out the overlap")
+        self._cache.restore(self._row, state.row)
+        self._ids = None if state.ids is None else array("i", state.ids)
+        self._unread, self._seen, self._pinned = list(state.unread), SeenTokens(state.seen), set(state.pinned)
+        self._seers, self.tokens, self.intact = set(state.seers), state.tokens, True
+        if self._speculation is not None:
+            self._proposer = self._speculation.open()
+            self._proposer.extend(state.unread if state.ids is None else state.ids)
 
 
-def check_ids(ids: list[int], vocab_size: int) -> None:
-    """Refuse token ids that the model does not have.
-
-    Raises:
-        UsageError: an id below 0 or past the vocabulary.
-    """
-    for token in ids:
-        if not 0 <= token < vocab_size:
-            raise UsageError(f"token id {token} is not in the model's vocabulary of {vocab_size}")
+def _first_difference(one: Many[int], other: Many[int], end: int) -> int:
+    """Where two sequences differ within their first `end` items, which they do."""
+    start = 0
+    while end - start > 1:  # halves, compared whole: much faster than items
+        middle = (start + end) // 2
+        if list(one[start:middle]) == list(other[start:middle]):
+            start = middle
+        else:
+            end = middle
+    return start

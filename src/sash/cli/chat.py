@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sash.cli import kept_session, pin_options
 from sash.cli import model_options as options
-from sash.cli import pin_options
 from sash.cli.chat_commands import COMMANDS, AnyTalk, Leave, run_command
 from sash.cli.chat_input import plain_messages, terminal_messages, unfenced
+from sash.cli.kept_session import Kept, conversation_of
 from sash.cli.remote_talk import RemoteTalk
 from sash.cli.server_client import Server, is_url
 from sash.cli.talk import Talk
 from sash.cli.window_words import ablation_note, windows_by_layer
-from sash.errors import SashError
+from sash.errors import SashError, UsageError
+from sash.sampling import SamplingParams
 
 
-def converse(talk: AnyTalk, messages: Iterator[str], *, stops_at_errors: bool) -> None:
-    """Answer messages and obey commands until one says goodbye or there are no more.
+def converse(
+    talk: AnyTalk, messages: Iterator[str], *, stops_at_errors: bool, keep: Callable[[], None] = lambda: None
+) -> None:
+    """Answer messages and obey commands until one says goodbye or there are no more; `keep` is called after each.
 
     Raises:
         SashError: something that cannot be done, if `stops_at_errors`; otherwise it is told, and the chat goes on.
@@ -34,6 +40,7 @@ def converse(talk: AnyTalk, messages: Iterator[str], *, stops_at_errors: bool) -
                 run_command(talk, text)
             else:
                 talk.say(text)
+            keep()
         except Leave:
             return
         except SashError as error:
@@ -44,8 +51,11 @@ def converse(talk: AnyTalk, messages: Iterator[str], *, stops_at_errors: bool) -
 
 def command(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL|URL", help="A model's name, folder or GGUF file; or a server's address.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="MODEL|URL", help="A model's name, folder or GGUF file; or a server's address. --resume knows it."
+        ),
+    ] = None,
     max_tokens: options.MaxTokens = 1024,
     temperature: options.Temperature = 0.7,
     top_p: options.TopP = 1.0,
@@ -68,6 +78,8 @@ def command(
     device: options.Device = "cpu",
     threads: options.Threads = None,
     api_key: options.ApiKey = None,
+    save: kept_session.Save = None,
+    resume: kept_session.Resume = None,
     stats: Annotated[bool, typer.Option("--stats", help="Tell of every answer: speeds, window, cache.")] = False,
 ) -> None:
     """Talk with a model: every turn reads only what is new. /help lists what can be typed beside messages.
@@ -84,25 +96,53 @@ def command(
     how: dict[str, Any] = {"window": size, "pins": n_pins, "system": system, "safe_prompt": safe_prompt}
     how["show_stats"] = stats
     watched = pin_options.Watched.of(pin, pin_budget, pin_overflow)
-    talk: AnyTalk
-    loading = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv, "weights": weights}
-    if is_url(model):
+    loading: dict[str, Any] = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv}
+    loading["weights"] = weights
+    if model is not None and is_url(model):
         options.check_unsaid(loading)
-        talk = RemoteTalk(Server(model, api_key), params, **how, watched=watched)
-        greeting = f"{talk.server.model} at {talk.server.url}"
-    else:
-        lm = options.load_lm(model, **loading)  # type: ignore[arg-type]
-        talk = Talk(lm, params, **how, contract=watched.contract)
-        ablation = ablation_note(talk.lm.config)
-        if ablation is not None:
-            typer.echo(f"note: {ablation}", err=True)
-        greeting = f"{model}: window {windows_by_layer(talk.lm.config)}"
-    _converse(talk, greeting)
+        if save is not None or resume is not None:
+            raise UsageError("--save and --resume need the model here; /save FILE.jsonl keeps what was said")
+        remote = RemoteTalk(Server(model, api_key), params, **how, watched=watched)
+        return _converse(remote, f"{remote.server.model} at {remote.server.url}")
+    kept = Kept.of(save, resume)
+    if kept.resume is not None and (system is not None or safe_prompt or watched.contract):
+        raise UsageError(
+            "what was pinned and the system prompt are the saved chat's: leave them out (/system changes it)"
+        )
+    how["window"], how["pins"] = kept.view(size, n_pins)
+    name = kept.named(model)
+    talk = _talk_here(name, params, {**how, "contract": watched.contract}, kept, kept.loading(loading), seed)
+    _converse(talk, f"{name}: window {windows_by_layer(talk.lm.config)}{_so_far(talk)}", kept.save)
 
 
-def _converse(talk: AnyTalk, greeting: str) -> None:
+def _talk_here(
+    name: str, params: SamplingParams, how: dict[str, Any], kept: Kept, loading: dict[str, Any], seed: int | None
+) -> Talk:
+    """A talk with a model that is loaded here, from its beginning or from where it was saved."""
+    talk = Talk(options.load_lm(name, **loading), params, **how, loading=loading)
+    if kept.resume is not None:
+        talk.resume(conversation_of(kept.resume, talk.lm), kept.number("answers") or 0)
+        if seed is None and kept.number("seed") is not None:
+            talk.params = replace(talk.params, seed=kept.number("seed"))
+    ablation = ablation_note(talk.lm.config)
+    if ablation is not None:
+        typer.echo(f"note: {ablation}", err=True)
+    return talk
+
+
+def _so_far(talk: Talk) -> str:
+    session = talk.conversation.session
+    count = len(talk.conversation.messages)
+    return f", {count} messages ({session.tokens:,} tokens) go on" if session is not None else ""
+
+
+def _converse(talk: AnyTalk, greeting: str, place: Path | None = None) -> None:
+    def keep() -> None:
+        if place is not None and isinstance(talk, Talk):
+            talk.save(place)
+
     if sys.stdin.isatty() and sys.stderr.isatty():
         typer.echo(f"{greeting}. /help lists commands, Ctrl-D leaves.", err=True)
-        converse(talk, terminal_messages(list(COMMANDS)), stops_at_errors=False)
+        converse(talk, terminal_messages(list(COMMANDS)), stops_at_errors=False, keep=keep)
     else:
-        converse(talk, plain_messages(sys.stdin), stops_at_errors=True)
+        converse(talk, plain_messages(sys.stdin), stops_at_errors=True, keep=keep)

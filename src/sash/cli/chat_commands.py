@@ -12,10 +12,14 @@ from typing import Any
 import typer
 
 from sash.cli import chat_file
+from sash.cli.kept_session import conversation_of, is_saved
 from sash.cli.remote_talk import RemoteTalk
 from sash.cli.sizes import parse_window
 from sash.cli.talk import Talk
 from sash.errors import DiskFullError, SashError, UsageError
+
+SESSION = ".session"
+"""What files of keys and values end with; others are JSON."""
 
 AnyTalk = Talk | RemoteTalk
 """With a model here, or with one that a server runs."""
@@ -94,8 +98,17 @@ def _path(argument: str, command: str) -> Path:
     return Path(os.path.expanduser(argument))
 
 
+def _local(talk: AnyTalk, path: Path) -> Talk:
+    if isinstance(talk, RemoteTalk):
+        raise UsageError(f"{path} is for what a model here has read: /save FILE.jsonl keeps what was said")
+    return talk
+
+
 def _save(talk: AnyTalk, argument: str) -> None:
     path = _path(argument, "/save")
+    if path.suffix == SESSION:
+        typer.echo(_local(talk, path).save(path), err=True)
+        return
     try:
         chat_file.save(path, talk.conversation.messages)
     except OSError as error:
@@ -107,6 +120,11 @@ def _save(talk: AnyTalk, argument: str) -> None:
 
 def _load(talk: AnyTalk, argument: str) -> None:
     path = _path(argument, "/load")
+    if is_saved(path):
+        local = _local(talk, path)
+        local.resume(conversation_of(path, local.lm))
+        typer.echo(f"{len(talk.conversation.messages)} messages from {path}; they need not be read again", err=True)
+        return
     messages, count = chat_file.load(path)
     talk.begin_anew(messages)
     which = "" if count == 1 else f", the last of {count} conversations"
@@ -151,8 +169,8 @@ COMMANDS = {
     "/system": Command("[TEXT]", "Show or change the system prompt; - removes it.", _system),
     "/window": Command("[N|full|auto]", "Show or force the window; auto is the model's own.", _window),
     "/stats": Command("[on|off]", "Tell speeds, window and cache of the last answer, or of every one.", _stats),
-    "/save": Command("FILE", "Write the conversation as a line of JSON.", _save),
-    "/load": Command("FILE", "Go on with the last conversation of a file.", _load),
+    "/save": Command("FILE", "Write what was said as a line of JSON; to NAME.session also what was read of it.", _save),
+    "/load": Command("FILE", "Go on with the last conversation of a file, or with a .session.", _load),
     "/set": Command("[NAME VALUE]", "Show or change how answers are sampled.", _set),
     "/bye": Command("", "Leave.", _bye),
 }

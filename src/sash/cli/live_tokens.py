@@ -26,16 +26,32 @@ _WORD_END = re.compile(r"\S(?=\s)")
 class LiveEncoder:
     """Encodes a text that arrives in pieces."""
 
-    def __init__(self, tokenizer: Tokenizer, *, bos: bool, context: str = "") -> None:
-        """Starts a text.
+    def __init__(self, tokenizer: Tokenizer, *, bos: bool, context: str = "", pending: str = "") -> None:
+        """Starts a text, or goes on with one.
 
         Args:
             tokenizer: whose ids are wanted.
             bos: whether to begin with the begin-of-text id, for models that have one.
             context: text that was encoded before, of which the end may matter.
+            pending: text that was added, and of which no ids were given yet.
         """
         self._tokenizer, self._bos, self._context = tokenizer, bos, context
-        self._pending = ""
+        self._pending = pending
+
+    @property
+    def bos(self) -> bool:
+        """Whether the begin-of-text id is still to come."""
+        return self._bos
+
+    @property
+    def context(self) -> str:
+        """The end of the text whose ids were given."""
+        return self._context
+
+    @property
+    def pending(self) -> str:
+        """Text whose ids depend on what follows."""
+        return self._pending
 
     def add(self, text: str) -> list[int]:
         """The ids that are settled by now; perhaps none yet."""
@@ -93,14 +109,6 @@ def _last_end(rule: re.Pattern[str], text: str, start: int) -> int | None:
     return last
 
 
-def encode_live(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[list[int]]:
-    """The ids of a plain text in pieces, begin-of-text id included."""
-    encoder = LiveEncoder(tokenizer, bos=True)
-    for piece in pieces:
-        yield encoder.add(piece)
-    yield encoder.finish()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatFrame:
     """The ids that a chat format puts around the last user message; `context` is for the `LiveEncoder` between."""
@@ -140,6 +148,45 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
+class LivePrompt:
+    """A prompt that arrives in pieces: what its format puts around the text, and the encoder of the text.
+
+    Attributes:
+        encoder: of the text.
+        before, after: ids around it.
+    """
+
+    def __init__(self, encoder: LiveEncoder, before: Sequence[int] = (), after: Sequence[int] = ()) -> None:
+        self.encoder, self.before, self.after = encoder, before, after
+
+    def ids(self, pieces: Iterable[str], *, whole: bool = True) -> Iterator[list[int]]:
+        """The ids as the text arrives; unless it is then `whole`, only those that more text cannot change."""
+        yield list(self.before)
+        for piece in pieces:
+            yield self.encoder.add(piece)
+        if whole:
+            yield self.encoder.finish()
+            yield list(self.after)
+
+
+def live_text(tokenizer: Tokenizer) -> LivePrompt:
+    """A plain text, with the begin-of-text id."""
+    return LivePrompt(LiveEncoder(tokenizer, bos=True))
+
+
+def live_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, safe_prompt: bool) -> LivePrompt | None:
+    """A conversation whose last message, the user's, arrives; None where its format cannot be taken apart."""
+    frame = chat_frame(tokenizer, messages, safe_prompt=safe_prompt)
+    if frame is None:
+        return None
+    return LivePrompt(LiveEncoder(tokenizer, bos=False, context=frame.context), frame.before, frame.after)
+
+
+def encode_live(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[list[int]]:
+    """The ids of a plain text in pieces, begin-of-text id included."""
+    yield from live_text(tokenizer).ids(pieces)
+
+
 def encode_chat_live(
     tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], pieces: Iterable[str], *, safe_prompt: bool
 ) -> Iterator[list[int]]:
@@ -147,14 +194,9 @@ def encode_chat_live(
 
     Where the chat format cannot be taken apart around the message, all of it is awaited first.
     """
-    frame = chat_frame(tokenizer, messages, safe_prompt=safe_prompt)
-    if frame is None:
+    prompt = live_chat(tokenizer, messages, safe_prompt=safe_prompt)
+    if prompt is None:
         content = "".join(pieces)
         yield tokenizer.encode_chat([*messages, {"role": "user", "content": content}], safe_prompt=safe_prompt)
         return
-    encoder = LiveEncoder(tokenizer, bos=False, context=frame.context)
-    yield list(frame.before)
-    for piece in pieces:
-        yield encoder.add(piece)
-    yield encoder.finish()
-    yield list(frame.after)
+    yield from prompt.ids(pieces)

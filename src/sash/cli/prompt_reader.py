@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from sash.cli.instruction_words import leaving_note
 from sash.cli.interrupt import Interrupt
+from sash.cli.kept_text import Going, settled
 from sash.cli.live_text import check_file, joined, read_pieces
 from sash.cli.live_tokens import encode_chat_live, encode_live
 from sash.cli.reading_bar import ReadingBar
 from sash.cli.window_words import limit
-from sash.errors import EmptyPromptError, PromptOverflowError, UnsupportedError, UsageError
+from sash.errors import EmptyPromptError, PinsError, PromptOverflowError, UnsupportedError, UsageError
 from sash.explain.instruction import HEAD, Instruction, of_marks, of_messages
 from sash.explain.prompt_parts import marked_parts, prompt_parts
 
@@ -121,13 +122,13 @@ class Prompt:
 
     def whole(
         self, tokenizer: Tokenizer, *, chat: bool, interrupt: Interrupt
-    ) -> tuple[list[int], list[dict[str, str]]]:
-        """All of its tokens, and the conversation that they render; no messages for plain text."""
+    ) -> tuple[list[int], list[dict[str, str]], str]:
+        """All of its tokens, the conversation that they render (no messages for plain text), and what the files say."""
         text = "".join(self.pieces(chat=chat, interrupt=interrupt))
         if not chat:
-            return tokenizer.encode(text), []
+            return tokenizer.encode(text), [], text
         messages = self.messages(text)
-        return tokenizer.encode_chat(messages, safe_prompt=self.safe_prompt), messages
+        return tokenizer.encode_chat(messages, safe_prompt=self.safe_prompt), messages, text
 
     def instructions(self, tokenizer: Tokenizer, head: Sequence[int], *, chat: bool) -> list[Instruction]:
         """What is to be followed: the system prompt, or else the message; of plain text nothing says what."""
@@ -143,6 +144,7 @@ class Reading:
 
     Attributes:
         session: that has read it.
+        first: tokens that it had read before.
         began, ended: when the reading began, and when the input had ended; seconds of `time.perf_counter`.
         seconds: spent in the network.
         head: the first tokens.
@@ -151,6 +153,7 @@ class Reading:
     """
 
     session: Session
+    first: int = 0
     began: float = 0.0
     ended: float = 0.0
     seconds: float = 0.0
@@ -183,9 +186,17 @@ class Reading:
 
 
 def read(
-    lm: LM, prompt: Prompt, *, chat: bool, may_slide: bool, interrupt: Interrupt, watched: Watched | None = None
+    lm: LM,
+    prompt: Prompt,
+    *,
+    chat: bool,
+    may_slide: bool,
+    interrupt: Interrupt,
+    watched: Watched | None = None,
+    going: Going | None = None,
+    whole: bool = True,
 ) -> Reading:
-    """Read a prompt into a fresh session, as it arrives.
+    """Read a prompt into a session, as it arrives.
 
     Args:
         lm: the model.
@@ -194,6 +205,8 @@ def read(
         may_slide: whether the prompt may be longer than the window.
         interrupt: asked between two chunks.
         watched: what is pinned and audited of it.
+        going: what it goes on with, and how it may be gone on with; None for a prompt that is read for one answer.
+        whole: whether it ends here; else it stays open, and what more text could change is not read.
 
     Raises:
         PromptOverflowError: longer than the window, where it may not be; nothing was read.
@@ -203,14 +216,22 @@ def read(
     pins: tuple[range, ...] = ()
     total = None
     if watched is not None and watched.whole:
-        ids, messages = prompt.whole(lm.tokenizer, chat=chat, interrupt=interrupt)
+        ids, messages, text = prompt.whole(lm.tokenizer, chat=chat, interrupt=interrupt)
         pins = _pins(lm, watched, ids, messages, prompt)
+        if going is not None and not whole:
+            ids = ids[: settled(going.prompt.ids([text], whole=False), ids)]
+            if any(span.stop > len(ids) for span in pins):
+                raise PinsError("the end of a text that stays open cannot be pinned: pin less, or add a line")
         reading = Reading(lm.session(pins=sum(map(len, pins))), began=time.perf_counter())
         _mark(reading, lm, watched, ids, messages, prompt)
         parts = iter([ids])
     else:
-        parts = prompt.token_ids(lm.tokenizer, chat=chat, interrupt=interrupt)
-        reading = Reading(lm.session(), began=time.perf_counter())
+        session = going.session if going is not None else None
+        if going is not None:
+            parts = going.ids(prompt, whole=whole, interrupt=interrupt)
+        else:
+            parts = prompt.token_ids(lm.tokenizer, chat=chat, interrupt=interrupt)
+        reading = Reading(session or lm.session(), session.tokens if session else 0, began=time.perf_counter())
     if not may_slide:
         parts = iter([_within(parts, lm.config)])
     if not may_slide or (prompt.size is not None and prompt.size <= KNOWN_BYTES):

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sash.cli import kept_session, pin_options
 from sash.cli import model_options as options
-from sash.cli import pin_options
 from sash.cli.answer_account import draw_account, logprobs_json
 from sash.cli.interrupt import Interrupt
+from sash.cli.kept_run import Keeping, is_model, keeping_of
 from sash.cli.pin_options import Watched
 from sash.cli.prompt_reader import Prompt, Reading, read
 from sash.cli.remote_run import Asked, run_at
@@ -85,7 +86,7 @@ def write(
     completion = stream.completion
     stats = replace(
         completion.stats,
-        prompt_tokens=n_prompt,
+        prompt_tokens=n_prompt - reading.first,
         read_seconds=reading.seconds + completion.stats.read_seconds,
         tokens_read=n_read + completion.stats.tokens_read,
         first_token_seconds=began - reading.began + completion.stats.first_token_seconds,
@@ -111,15 +112,27 @@ def answer(
     as_json: bool,
     show_stats: bool,
     watched: Watched | None = None,
+    keeping: Keeping | None = None,
 ) -> int:
-    """Read, write and report; the exit code."""
-    chat = prompt.is_chat(lm.tokenizer, lm.name)
+    """Read, write and report, and keep what was read; the exit code."""
+    going = None if keeping is None else keeping.begin(lm, prompt)
+    resumed = going is not None and going.session is not None
+    chat = going.kept.chat if going is not None else prompt.is_chat(lm.tokenizer, lm.name)
+    writes = keeping is None or keeping.writes(prompt)
     with Interrupt() as interrupt:
-        reading = read(lm, prompt, chat=chat, may_slide=may_slide, interrupt=interrupt, watched=watched)
+        reading = read(
+            lm, prompt, chat=chat, may_slide=may_slide, interrupt=interrupt, watched=watched, going=going, whole=writes
+        )  # fmt: skip
         _tell(overflow_note(lm.config, reading.session.tokens, overlaps=lm.overlap is not None))
-        instructions = reading.marks or prompt.instructions(lm.tokenizer, reading.head, chat=chat)
+        unknown = resumed or not writes
+        instructions = reading.marks or ([] if unknown else prompt.instructions(lm.tokenizer, reading.head, chat=chat))
         warned = _tell(reading.leaving(instructions))
-        answered = write(lm, reading, params, chat=chat, show_text=not as_json, interrupt=interrupt)
+        if writes:
+            answered = write(lm, reading, params, chat=chat, show_text=not as_json, interrupt=interrupt)
+    if keeping is not None and going is not None:
+        keeping.save(lm, reading, going, answered=writes)
+    if not writes:
+        return 0
     if not warned:
         _tell(reading.leaving(instructions))
     completion = answered.completion
@@ -190,6 +203,8 @@ def command(
     threads: options.Threads = None,
     server: At = None,
     api_key: options.ApiKey = None,
+    save: kept_session.Save = None,
+    resume: kept_session.Resume = None,
     stats: Stats = False,
     as_json: AsJson = False,
 ) -> int:
@@ -198,6 +213,10 @@ def command(
     Files come first, then PROMPT; without either, standard input is read. Instruct models get all of it as one user
     message, base models as plain text. With --server URL a server does it, and what is said without MODEL is the
     PROMPT. Ctrl-C ends the answer, and the exit code is then 130.
+
+    A text that is read once can be asked about many times: `sash run MODEL -f book.txt --save book.session` reads it
+    and writes nothing, `sash run --resume book.session "Who ...?"` goes on from there. With a PROMPT, --save keeps the
+    answer too.
     """
     may_slide = _may_slide(overflow, tells_logprobs=logprobs is None or as_json)
     params = options.sampling(
@@ -205,16 +224,28 @@ def command(
         repetition_penalty=repetition_penalty, seed=seed, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos,
     )  # fmt: skip
     watched = Watched.of(pin, pin_budget, pin_overflow, instruction, mark, audit)
-    model, prompt = (None, model) if server is not None and prompt is None else (model, prompt)
+    kept = keeping_of(save, resume, server, watched, may_slide=may_slide)
+    if prompt is None and (server is not None or (resume is not None and not is_model(model, kept))):
+        model, prompt = None, model
     given = Prompt.check(_files(file, prompt), prompt, chat=chat, system=system, safe_prompt=safe_prompt)
-    loading = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv, "weights": weights}
+    loading: dict[str, Any] = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads}
+    loading |= {"kv": kv, "weights": weights}
     if server is not None:
         options.check_unsaid({**loading, "overlap": overlap})
         field = window_field(*options.parse_view(window, pins), may_slide=may_slide)
         asked = Asked(model=model, window=field, watched=watched, as_json=as_json, show_stats=stats)
         return run_at(Server(server, api_key), given, params, asked)
-    lm = options.load_lm(_named(model), window=window, pins=pins, overlap=overlap, **loading)  # type: ignore[arg-type]
-    return answer(lm, given, params, may_slide=may_slide, as_json=as_json, show_stats=stats, watched=watched)
+    said = options.parse_view(window, pins) if kept else None
+    telling: dict[str, Any] = {"may_slide": may_slide, "as_json": as_json, "show_stats": stats, "watched": watched}
+    if said is None:
+        return answer(
+            options.load_lm(_named(model), window=window, pins=pins, overlap=overlap, **loading),
+            given,
+            params,
+            **telling,
+        )
+    keeping = Keeping.of(kept, loading, *said)
+    return answer(keeping.load_lm(model), given, params, **telling, keeping=keeping)
 
 
 def _files(file: list[str] | None, prompt: str | None) -> list[str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from sash.cli.answer_account import draw_account
 from sash.cli.instruction_words import leaving_note
 from sash.cli.interrupt import Interrupt
+from sash.cli.kept_session import noted, save_to
 from sash.cli.reading_bar import ReadingBar
 from sash.cli.window_words import ablation_note, slid_out, view_words, windows_by_layer
 from sash.errors import UnsupportedError
@@ -19,11 +22,11 @@ from sash.explain.instruction import of_messages
 from sash.text.pins import Contract
 
 if TYPE_CHECKING:
+    from sash.answer import Stream
     from sash.completion import Completion
     from sash.conversation import Conversation
     from sash.lm import LM
     from sash.sampling import SamplingParams
-    from sash.session import Stream
 
 
 def show(stream: Stream) -> None:
@@ -47,6 +50,8 @@ class Talk:
         params: how to sample; each answer draws with a seed of its own, the first with this one.
         show_stats: whether every answer is followed by its account.
         account: of the last answer; None before it.
+        window, pins: what is forced on the model; None and 0 for its own.
+        answers: given so far.
     """
 
     def __init__(
@@ -60,10 +65,11 @@ class Talk:
         safe_prompt: bool = False,
         show_stats: bool = False,
         contract: Contract | None = None,
+        loading: Mapping[str, Any] | None = None,
     ) -> None:
         """Begins with an `lm` as it was trained, and looks at it through `window` and `pins`.
 
-        `contract` says which messages and passages stay in sight through all turns.
+        `contract` says which messages and passages stay in sight through all turns, `loading` how `lm` was loaded.
 
         Raises:
             UnsupportedError: the model has no chat template.
@@ -73,12 +79,13 @@ class Talk:
             raise UnsupportedError(
                 f"{lm.name} has no chat template, so it was not taught to answer: use `sash run {lm.name} PROMPT`"
             )
-        self._trained, self._pins, self._contract = lm, pins, contract or Contract()
+        self._trained, self.pins, self._contract = lm, pins, contract or Contract()
+        self.window, self._loading = window, loading or {}
         self.lm = lm.with_window(window, pins)
         self.params, self.show_stats = params, show_stats
         self.conversation = self._begin(self._contract, safe_prompt, system)
         self.account: str | None = None
-        self._answers = 0
+        self.answers = 0
         self._warned = False
 
     def look_through(self, window: int | Literal["full"] | None) -> None:
@@ -87,10 +94,10 @@ class Talk:
         Raises:
             WindowError, PinsError: a window that cannot be, or that is smaller than the pins.
         """
-        pins, contract = (self._pins, self._contract) if window != "full" else (0, Contract())
+        pins, contract = (self.pins, self._contract) if window != "full" else (0, Contract())
         lm, before = self._trained.with_window(window, pins), self.conversation
         contract.check(lm.config.windows)
-        self.lm = lm
+        self.lm, self.window = lm, window
         self.conversation = self._begin(contract, before.safe_prompt)
         self.conversation.replace(before.messages)
         self._warned = False
@@ -112,6 +119,21 @@ class Talk:
         lines += [f"        {view_words(self.lm.config, session.view)}"] if session is not None else []
         return lines + ([note.replace("--window", "/window")] if note is not None else [])
 
+    def save(self, path: Path) -> str:
+        """Keep what was read and said in a file; a line that says so.
+
+        Raises:
+            SashError: as `LM.save_session` does.
+        """
+        notes = noted(self._loading, self.window, self.pins, seed=self.params.seed, answers=self.answers)
+        return save_to(path, self.lm, self.conversation, notes)
+
+    def resume(self, conversation: Conversation, answers: int = 0) -> None:
+        """Go on with a conversation of this model, whose session has read it, after so many answers."""
+        self.conversation, self.answers = conversation, answers
+        self._contract = conversation.contract
+        self._warned = False
+
     def begin_anew(self, messages: list[dict[str, str]]) -> None:
         """Go on with another conversation, if the model's chat format takes it.
 
@@ -128,8 +150,8 @@ class Talk:
         Raises:
             SashError: the message cannot be taken; the conversation is as before.
         """
-        params = replace(self.params, seed=((self.params.seed or 0) + self._answers) % 2**63)
-        self._answers += 1
+        params = replace(self.params, seed=((self.params.seed or 0) + self.answers) % 2**63)
+        self.answers += 1
         start = time.perf_counter()
         try:
             with Interrupt() as interrupt:
@@ -137,8 +159,9 @@ class Talk:
                 read_seconds = time.perf_counter() - start
                 show(stream)
         except KeyboardInterrupt:
-            # While reading, or pressed twice: what the session holds may be half of a step.
-            self.conversation.session = None
+            session = self.conversation.session
+            if session is not None and not session.intact:  # pressed twice, in the midst of a step
+                self.conversation.session = None
             typer.echo("stopped", err=True)
             return
         self._report(stream.completion, read_seconds)

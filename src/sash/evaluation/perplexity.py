@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sash.errors import EmptyPromptError
 from sash.lm import LM
-from sash.session import check_ids
+from sash.session_state import check_ids
 
 Progress = Callable[[int], None]
 

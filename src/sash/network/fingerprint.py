@@ -30,13 +30,24 @@ def fingerprint(network: Network, kv: str) -> str:
         kv: as `sash.network.cache.KVCache` takes it.
     """
     digest = hashlib.blake2b(digest_size=20)
-    by = (_version(), serving_isa(), torch.backends.cpu.get_cpu_capability(), torch.__version__, str(network.device))
-    for part in (type(network).__name__, network.config, network.dtype, kv, *by):
+    for part in (type(network).__name__, network.config, network.dtype, kv, *computed_by(network)):
         digest.update(repr(part).encode() + b"\0")
+    digest.update(weights_digest(network))
+    return digest.hexdigest()
+
+
+def computed_by(network: Network) -> tuple[str, ...]:
+    """What numbers may depend on beside network and text: versions, instruction sets, the device."""
+    return _version(), serving_isa(), torch.backends.cpu.get_cpu_capability(), torch.__version__, str(network.device)
+
+
+def weights_digest(network: Network) -> bytes:
+    """Of a network's weights, as `fingerprint` looks at them."""
+    digest = hashlib.blake2b(digest_size=20)
     for name, tensor in _tensors(network):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + b"\0")
         digest.update(_sample(tensor))
-    return digest.hexdigest()
+    return digest.digest()
 
 
 def _version() -> str:

@@ -17,7 +17,7 @@ from sash.server.prompt import Looks, Prompt, refuse_rules
 from sash.server.protocol import CompletionRequest
 from sash.server.window import frame
 from sash.server.writing import Part
-from sash.session import check_ids
+from sash.session_state import check_ids
 from sash.text.tokenizer import Tokenizer
 
 
