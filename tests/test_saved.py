@@ -33,9 +33,9 @@ def no_reading(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     read = Session._read
 
-    def counted(self: Session, ids: list[int]) -> None:
+    def counted(self: Session, ids: list[int], flags: list[bool]) -> None:
         counts.append(len(ids))
-        read(self, ids)
+        read(self, ids, flags)
 
     monkeypatch.setattr(Session, "_read", counted)
     return counts

@@ -178,4 +178,4 @@ def test_kills_while_saving_leave_the_file_of_before_or_of_after(tmp_path: Path)
     assert result.returncode == 0, result.stderr
     whole, torn = map(int, result.stdout.split())
     assert whole == KILLS
-    assert torn > KILLS // 10  # killed in the midst of writing, not between two files
+    assert torn > KILLS // 10 or not CHAOS  # killed in the midst of writing, not between two files
