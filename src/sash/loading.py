@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,17 +93,18 @@ def _load(
     name: str, dtype: str | torch.dtype | None, device: torch.device, options: Options, chunk: int, attention: str
 ) -> LM | MaskedLM:
     unsaid = dtype is None or dtype == "auto"
-    with open_checkpoint(hub.resolve(name)) as checkpoint:
+    with open_checkpoint(hub.resolve(name)) as checkpoint, ThreadPoolExecutor(1, "tokenizer") as beside:
+        # Weights are read and packed outside of Python for the most part, which leaves Python to the tokenizer.
+        tokenizer = beside.submit(tokenizer_of, checkpoint)
         description = read_description(checkpoint)
         precision = resolve_dtype("bfloat16" if unsaid and options.weights != "auto" else dtype, checkpoint, device)
         backend = dispatch.resolve(attention, device, precision)
-        tokenizer = tokenizer_of(checkpoint)
         if not isinstance(description.config, ModelConfig):
             if options != Options(window=None, pins=0, kv="auto", weights="auto"):
                 raise UnsupportedError(
                     "window, pins, kv and weights are for decoders; an encoder's windows are part of its weights"
                 )
-            return MaskedLM.build(description, checkpoint, tokenizer, precision, device, name, backend)
+            return MaskedLM.build(description, checkpoint, tokenizer.result(), precision, device, name, backend)
         network = load_network(
             checkpoint,
             description,
@@ -118,7 +120,7 @@ def _load(
         logger.warning(
             "window %s is forced on this model: an ablation, not the model as it was trained", options.window
         )
-    return LM(network, tokenizer, name=name, chunk=chunk, kv=options.kv)
+    return LM(network, tokenizer.result(), name=name, chunk=chunk, kv=options.kv)
 
 
 def load_decoder(name_or_path: str | Path, **options: Any) -> LM:

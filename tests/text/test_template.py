@@ -44,6 +44,15 @@ def reference(byte_level_folder: Path) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(str(byte_level_folder))
 
 
+def test_what_was_started_early_is_what_renders():
+    template._WORKER.close()
+    template.start_early()
+    early = template._WORKER._process
+    template.start_early()
+    assert ChatTemplate(source="{{ messages[0].content }}").render(USER) == "Hi"
+    assert template._WORKER._process is early
+
+
 @pytest.mark.parametrize("messages", [USER, CONVERSATION[:2], CONVERSATION])
 def test_conversations_are_those_of_transformers(
     byte_level_folder: Path, reference: Any, messages: list[dict[str, str]]

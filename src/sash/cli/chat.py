@@ -21,6 +21,7 @@ from sash.cli.talk import Talk
 from sash.cli.window_words import ablation_note, windows_by_layer
 from sash.errors import SashError, UsageError
 from sash.sampling import SamplingParams
+from sash.text.template import start_early
 
 
 def converse(
@@ -119,6 +120,7 @@ def _talk_here(
     name: str, params: SamplingParams, how: dict[str, Any], kept: Kept, loading: dict[str, Any], seed: int | None
 ) -> Talk:
     """A talk with a model that is loaded here, from its beginning or from where it was saved."""
+    start_early()
     talk = Talk(options.load_lm(name, **loading), params, **how, loading=loading)
     if kept.resume is not None:
         talk.resume(conversation_of(kept.resume, talk.lm), kept.number("answers") or 0)

@@ -24,6 +24,7 @@ from sash.cli.talk import show
 from sash.cli.window_words import overflow_note, window_json
 from sash.errors import UsageError
 from sash.explain.audit import Audit, draw_audit
+from sash.text.template import start_early
 
 if TYPE_CHECKING:
     from sash.completion import Completion
@@ -237,6 +238,8 @@ def command(
         return run_at(Server(server, api_key), given, params, asked)
     said = options.parse_view(window, pins) if kept else None
     telling: dict[str, Any] = {"may_slide": may_slide, "as_json": as_json, "show_stats": stats, "watched": watched}
+    if chat is not False:
+        start_early()
     if said is None:
         return answer(
             options.load_lm(_named(model), window=window, pins=pins, overlap=overlap, **loading),

@@ -20,6 +20,7 @@ from sash.cli.sizes import parse_size
 from sash.cli.window_words import ablation_note, windows_by_layer
 from sash.errors import InputNotFoundError, UsageError
 from sash.explain.budget import binary
+from sash.text.template import start_early
 
 if TYPE_CHECKING:
     from sash.engine.figures import Capacity
@@ -113,6 +114,7 @@ def command(
     check_reach(settings, everybody=without_api_key)
     check_address(host, port)
     options.obtain(model)
+    start_early()
     load = functools.partial(
         options.load_lm, model, window=window, pins=pins, chunk=chunk, dtype=dtype, threads=threads, kv=kv,
         weights=weights,

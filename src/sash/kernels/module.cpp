@@ -192,6 +192,7 @@ void bind_work(nb::module_& module) {
 }  // namespace
 
 NB_MODULE(_sash_kernels, module) {
+  nb::set_leak_warnings(false);  // A model that lives until the process ends is no mistake.
   module.doc() = "Native kernels of Sash; sash.kernels checks what goes in.";
   module.def("isa", [] { return std::string(isa_name(best_isa())); });
   module.def("available_isas", [] {

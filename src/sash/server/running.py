@@ -182,6 +182,7 @@ def run(
     services: list[SnapshotService] = []
 
     def loading() -> tuple[LM, Service]:
+        gc.freeze()  # Modules stay as well, and need no look now.
         lm = load() if load is not None else _load_by_name(settings)
         service = make_service(lm, settings)
         services.append(service)

@@ -20,14 +20,21 @@ def _alphabet() -> dict[str, int]:
 
 CHARACTER_TO_BYTE = _alphabet()
 
+# What no byte is spelled with becomes a character that is no byte either, so that encoding it fails.
+_TO_LATIN_1 = {ord(character): chr(byte) for character, byte in CHARACTER_TO_BYTE.items()} | {
+    code: "\uffff" for code in range(256) if chr(code) not in CHARACTER_TO_BYTE
+}
+
 
 def spelled_bytes(token: str) -> bytes:
     r"""The bytes that a byte-level token stands for; a token with any other character stands for itself.
 
     >>> spelled_bytes("\u0120caf\u00c3\u00a9"), spelled_bytes("a b")
     (b' caf\xc3\xa9', b'a b')
+    >>> all(spelled_bytes(character) == bytes([byte]) for character, byte in CHARACTER_TO_BYTE.items())
+    True
     """
     try:
-        return bytes(CHARACTER_TO_BYTE[character] for character in token)
-    except KeyError:
+        return token.translate(_TO_LATIN_1).encode("latin-1")
+    except UnicodeEncodeError:
         return token.encode("utf-8", errors="replace")

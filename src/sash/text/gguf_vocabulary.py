@@ -103,7 +103,9 @@ def read_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
     """
     tokens = _sequence(metadata, "tokens")
     check_vocabulary_size(len(tokens))
-    for index, token in enumerate(tokens):
+    # Looked through as a whole first: a vocabulary may have hundreds of thousands, and all are well as a rule.
+    well = set(map(type, tokens)) <= {str} and max(map(len, tokens)) <= MAX_TOKEN and "" not in tokens
+    for index, token in enumerate(() if well else tokens):
         if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN:
             raise TokenizerError(f"token {index} must be a string of 1 to {MAX_TOKEN} characters; got {token!r:.40}")
     if len(set(tokens)) != len(tokens):
@@ -112,7 +114,8 @@ def read_vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
     if "tokenizer.ggml.token_type" in metadata:
         types = _sequence(metadata, "token_type", len(tokens))
     known = set(PieceType)
-    for index, kind in enumerate(types):
+    well = set(map(type, types)) <= {int} and known.issuperset(types)
+    for index, kind in enumerate(() if well else types):
         if type(kind) is bool or kind not in known:
             raise TokenizerError(f"token {index} has the type {kind!r:.40}; 1 to 6 are known")
     special: dict[str, int] = {}
@@ -289,7 +292,7 @@ def _byte_pair_backend(vocabulary: Vocabulary, merges: list[tuple[str, str]], st
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
-    lacking = next((pair for pair in merges for part in (*pair, pair[0] + pair[1]) if part not in ids), None)
+    lacking = next(((a, b) for a, b in merges if a not in ids or b not in ids or a + b not in ids), None)
     if lacking is not None:
         raise TokenizerError(f"the merge {' '.join(lacking)[:40]!r} names a token that the vocabulary lacks")
     backend = Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=style.whole_words))

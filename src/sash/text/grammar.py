@@ -146,10 +146,12 @@ class _Tables:
         self._unsaid = frozenset(index for index in control if index < size) | hidden
         self._ends = sorted(index for index in tokenizer.eos_ids if index < size)
         self.backend = self._backend(said)
+        # At the start of a text a token may only lose a space.
+        spaced = (index for index, raw in enumerate(said) if raw[:1] == b" " and index not in self._unsaid)
         self.shortened = {
             index: raw.decode("utf-8", errors="replace")
-            for index in range(size)
-            if index not in self._unsaid and (raw := tokenizer.token_bytes(index, first=True)) != said[index]
+            for index in spaced
+            if (raw := tokenizer.token_bytes(index, first=True)) != said[index]
         }
         first = [self.shortened[index].encode() if index in self.shortened else raw for index, raw in enumerate(said)]
         self._first_backend = self._backend(first) if self.shortened else None

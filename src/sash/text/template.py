@@ -35,11 +35,17 @@ _CONTINUE_HERE = "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}continue-here\N{MATH
 
 
 class _Worker:
-    """One rendering process, started when first needed and again after it had to be killed."""
+    """One rendering process, started when first needed, or before, and again after it had to be killed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._greeted = False
+
+    def start(self) -> None:
+        """Starts the process if there is none, and does not wait for it."""
+        with self._lock:
+            self._launched()
 
     def render(self, source: str, variables: Mapping[str, object], max_output: int) -> str:
         request = json.dumps({"source": source, "variables": variables, "max_output": max_output}).encode("ascii")
@@ -61,19 +67,26 @@ class _Worker:
             _reap(self._process)
             self._process = None
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _launched(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             script = Path(__file__).with_name("jinja_worker.py")
             # -P: modules beside the script, or in the working directory, cannot stand in for installed ones.
             command = [sys.executable, "-P", str(script)]
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, close_fds=True
             )
+            self._greeted = False
+        return self._process
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        process = self._launched()
+        if not self._greeted:
             if not _exchange(process, b"", START_DEADLINE).endswith(b"\n"):
+                self._process = None
                 _reap(process)
                 raise TokenizerError(f"the chat template could not be rendered: {sys.executable} did not start")
-            self._process = process
-        return self._process
+            self._greeted = True
+        return process
 
 
 def _exchange(process: subprocess.Popen[bytes], request: bytes, seconds: float) -> bytes:
@@ -107,6 +120,11 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
 
 _WORKER = _Worker()
 atexit.register(_WORKER.close)
+
+
+def start_early() -> None:
+    """Let the process that renders templates start while a model is loaded; else the first rendering waits for it."""
+    _WORKER.start()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
