@@ -158,3 +158,16 @@ def test_windows_that_cannot_be_are_refused(sash: Sash, windowed_model: Path, te
     assert code != 0
     assert (out, err.count("\n")) == ("", 1)
     assert message in err
+
+
+def test_perplexity_by_position(sash: Sash, full_model: Path, text: Path):
+    flags = ["--window", "16", "-m", "full,window,sinks", "--max-tokens", "200", "--stretches", "4"]
+    code, out, _ = sash("eval", "positions", full_model, "--text", text, *flags, "--json")
+    found = json.loads(out)
+    assert (code, found["window"], found["tokens"]) == (0, 16, 200)
+    assert [(one["method"], len(one["nlls"]), sum(one["tokens"])) for one in found["results"]] == [
+        ("full", 4, 199), ("window", 4, 199), ("sinks", 4, 199)
+    ]  # fmt: skip
+    _, out, _ = sash("eval", "positions", full_model, "--text", text, *flags)
+    assert out.splitlines()[0] == "perplexity by position, window 16, 200 tokens"
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["method", "full", "window", "sinks"]

@@ -92,6 +92,25 @@ def parse_names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (part.strip() for part in text.split(","))))
 
 
+def open_model(
+    model: str, *, window: str | None, text: str, figure: Path | None, settings: dict[str, str | int | None]
+) -> tuple[LM, int | None]:
+    """The model without a forced window, and the window that is to be; what can be checked is checked before.
+
+    Raises:
+        SashError: as `model_options.load_lm` does, and for a window, text or figure that cannot be.
+    """
+    size = parse_window(window)
+    if size == "full":
+        raise WindowError("lengths are told in windows: give --window N, or leave it out for the model's own")
+    check_file(text)
+    if figure is not None:
+        from sash.evaluation.figures import check_figure
+
+        check_figure(figure)
+    return options.load_lm(model, **settings), size  # type: ignore[arg-type]
+
+
 class Run:
     """A model, its methods and a text, ready to be asked; what a command of this file begins and ends with."""
 
@@ -111,21 +130,13 @@ class Run:
         Raises:
             SashError: as `model_options.load_lm` and `sash.evaluation.methods` do.
         """
-        size = parse_window(window)
-        if size == "full":
-            raise WindowError("lengths are told in windows: give --window N, or leave it out for the model's own")
-        check_file(text)
         self.model, self.csv, self.figure = model, csv, figure
         if csv is not None and not csv.parent.is_dir():
             raise UsageError(f"there is no folder {csv.parent} to put the figures in: make it first")
+        lm, size = open_model(model, window=window, text=text, figure=figure, settings=settings)
         from sash.evaluation import methods as reading
-        from sash.evaluation.figures import check_figure
         from sash.evaluation.prompts import Source
 
-        if figure is not None:
-            check_figure(figure)
-        lm = options.load_lm(model, **settings)  # type: ignore[arg-type]
-        self.lm: LM = lm
         self.window = reading.window_of(lm, size)
         self.methods: list[Method] = reading.methods(lm, parse_names(methods), size)
         self.source = Source(lm.tokenizer, "".join(read_pieces(text)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +24,7 @@ from sash.explain.labels import table
 if TYPE_CHECKING:
     from sash.evaluation.ablation import Ablation
     from sash.evaluation.influence import Influence
+    from sash.evaluation.positions import Curve
     from sash.lm import LM
 
 Sizes = Annotated[
@@ -91,6 +94,62 @@ def _thousandths(nats: float) -> str:
 
 def _notes(note: str | None) -> list[str]:
     return [] if note is None else [note]
+
+
+def positions_command(
+    model: options.Model,
+    text: retrieval.Text,
+    window: retrieval.Window = None,
+    methods: Annotated[
+        str, typer.Option("-m", "--methods", metavar="NAME,...", help="full, window, sinks, overlap.")
+    ] = "window,sinks",
+    max_tokens: Annotated[
+        str | None, typer.Option("--max-tokens", metavar="N", help="Read the first N tokens only.")
+    ] = None,
+    stretches: Annotated[int, typer.Option("--stretches", help="Parts of the text that are told apart.")] = 8,
+    chunk: options.Chunk = "512",
+    dtype: options.Dtype = None,
+    weights: options.Weights = "auto",
+    kv: options.KV = "auto",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE", help="Draw it: FILE.svg or FILE.png, by matplotlib.")
+    ] = None,
+    as_json: retrieval.Json = False,
+) -> int:
+    """Measure how well a text is predicted early and late in it, by several ways to read.
+
+    Ctrl-C ends it and shows the ways that are done; the exit code is then 130.
+    """
+    most = None if max_tokens is None else parse_size(max_tokens, "--max-tokens")
+    how = retrieval.settings(chunk, dtype, weights, kv, device, threads)
+    lm, size = retrieval.open_model(model, window=window, text=text, figure=figure, settings=how)
+    from sash.evaluation.methods import window_of
+    from sash.evaluation.positions import curves, readers
+
+    ways, at = readers(lm, retrieval.parse_names(methods), size), window_of(lm, size)
+    ids = lm.tokenizer.encode("".join(read_pieces(text)))[:most]
+    found: list[Curve] = []
+    with Interrupt() as interrupt, ReadingBar(len(ways) * len(ids), None) as bar:
+        found += curves(ways, ids, n_stretches=stretches, cancelled=interrupt, progress=bar.advance)
+    if as_json:
+        data: dict[str, Any] = {"model": model, "window": at, "tokens": len(ids)}
+        data |= {"results": [one.to_json() for one in found], "interrupted": interrupt.requested}
+        typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    elif found:
+        rows = [["method", *(f"from {start:,}" for start in found[0].starts), "all"]]
+        for one in found:
+            rows.append(
+                [one.method, *(f"{math.exp(min(nll, 700)):,.2f}" for nll in one.nlls), f"{one.perplexity:,.2f}"]
+            )
+        lines = [f"perplexity by position, window {at:,}, {len(ids):,} tokens"]
+        typer.echo("\n".join([*lines, *table(rows, right=[False, *[True] * (len(rows[0]) - 1)])]))
+    if figure is not None and found:
+        from sash.evaluation.figures import draw_curves
+
+        draw_curves(found, at, f"{model}, window {at:,}", figure)
+    return retrieval.ending(interrupt.requested)
 
 
 def parse_windows(text: str) -> list[Any]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sash.errors import UnsupportedError, UsageError
+from sash.evaluation.positions import Curve
 from sash.evaluation.trials import Cell
 
 SUFFIXES = (".svg", ".png")
+STYLE = {"svg.hashsalt": "sash", "font.size": 9, "svg.fonttype": "path"}
+LINES = ("o-", "s--", "^-.", "D:", "v-", "x--", "P-.", "*:")
+"""Told apart without colours, too."""
+
 COLOURS = "cividis"
 """From dark to light, told apart by who sees no red or green, and on grey prints."""
 
@@ -58,7 +64,7 @@ def draw_heat_maps(cells: Sequence[Cell], window: int, title: str, path: Path) -
     columns = sorted({_column(cell) for cell in cells}) or [0.0]
     wide = max(3.0, 0.55 * len(columns) + 1.2)
     figure_module = importlib.import_module("matplotlib.figure")
-    with matplotlib.rc_context({"svg.hashsalt": "sash", "font.size": 9, "svg.fonttype": "path"}):
+    with matplotlib.rc_context(STYLE):
         size = (wide * max(1, len(methods)) + 0.6, max(1.8, 0.42 * len(rows) + 1.5))
         figure = figure_module.Figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, max(1, len(methods)), squeeze=False)[0]
@@ -66,8 +72,36 @@ def draw_heat_maps(cells: Sequence[Cell], window: int, title: str, path: Path) -
             _draw_map(axes, [cell for cell in cells if cell.method == method], rows, columns, window)
             axes.set_title(method)
         figure.suptitle(title)
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
-        figure.savefig(path, dpi=150, metadata=metadata)
+        _save(figure, path)
+
+
+def draw_curves(curves: Sequence[Curve], window: int, title: str, path: Path) -> None:
+    """Perplexity over position, a line for each method, on a logarithmic scale; the window's edge is marked.
+
+    Raises:
+        UsageError, UnsupportedError: as `check_figure` does.
+    """
+    check_figure(path)
+    matplotlib = _matplotlib()
+    figure_module = importlib.import_module("matplotlib.figure")
+    with matplotlib.rc_context(STYLE):
+        figure = figure_module.Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for curve, line in zip(curves, itertools.cycle(LINES)):
+            middles = [start + count / 2 for start, count in zip(curve.starts, curve.n_tokens, strict=True)]
+            perplexities = [math.exp(min(nll, 700.0)) for nll in curve.nlls]
+            axes.plot(middles, perplexities, line, label=f"{curve.method}: {curve.perplexity:,.2f}", markersize=4)
+        axes.axvline(window, color="0.7", linewidth=1)
+        axes.set_yscale("log")
+        axes.set_xlabel("position, tokens; the grey line is the window")
+        axes.set_ylabel("perplexity")
+        axes.set_title(title)
+        axes.legend()
+        _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else {"Software": None})
 
 
 def _row(cell: Cell) -> int:
