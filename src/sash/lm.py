@@ -22,6 +22,7 @@ from sash.engine.overlap import Held, Overlap
 from sash.engine.proposer import Speculation
 from sash.engine.request import Request
 from sash.errors import EmptyPromptError, UsageError
+from sash.network.hierarchy import Hierarchy
 from sash.network.packed import Network
 from sash.reading import Reader
 from sash.sampling import SamplingParams
@@ -74,6 +75,8 @@ class LM(Reader):
         """
         lm = copy.copy(self)
         lm.speculation = speculation_of(speculate, self)
+        if lm.speculation is not None:
+            lm._check_alone("guessed tokens")
         return lm
 
     def with_overlap(self, stride: int) -> LM:
@@ -93,11 +96,44 @@ class LM(Reader):
                 again.
             PinsError: as many pins as a window has keys.
         """
+        self._check_alone("overlapping windows")
         if self.config.window is None or None in self.config.windows:
             raise UsageError("some layers of this model see all that was read: overlapping windows need --window N")
         pins = max(pattern.pins if pattern.pin_by == "first" else 0 for pattern in self.config.patterns)
         overlap = Overlap(window=self.config.window, stride=stride, pins=pins)
         return LM(self.decoder, self.tokenizer, name=self.name, chunk=self.chunk, kv=self.kv, overlap=overlap)
+
+    def with_hierarchy(self, *, per_level: int = 4, block: int = 64, levels: int = 16) -> LM:
+        """This model with summaries of what left its windows, in blocks that double with distance.
+
+        A summary is the mean of a block's keys and values, and counts as so many tokens. At most `per_level` of them
+        stand for blocks of `block` tokens, next to the window, so many for blocks of twice the size beyond those, and
+        so on: slots grow with the logarithm of the length, up to per_level x levels of each layer. See
+        `sash.network.summaries`. Rows with summaries cannot be rewound or saved.
+
+        Args:
+            per_level: summaries of each size.
+            block: tokens of the smallest ones; also the most that are read in one step.
+            levels: sizes; the summaries of the largest go on growing.
+
+        Raises:
+            UsageError: values that cannot be, or windows that overlap: what is read again has not left.
+            ConfigError: no windowed layers besides the first, or windows smaller than a block.
+        """
+        self._check_alone("summaries")
+        hierarchy = Hierarchy(block=block, per_level=per_level, levels=levels)
+        return self._over(network_with(self.decoder, self.config.with_hierarchy(hierarchy)))
+
+    def _check_alone(self, what: str) -> None:
+        """Refuse ways of remembering that cannot be together."""
+        others = {
+            "overlapping windows": self.overlap,
+            "summaries": self.config.hierarchy,
+            "guessed tokens": self.speculation,
+        }
+        taken = next((name for name, there in others.items() if there is not None and name != what), None)
+        if taken is not None:
+            raise UsageError(f"{what} and {taken} cannot be together: choose one")
 
     def generate(
         self,

@@ -84,8 +84,8 @@ class Reader:
         """Hidden states of `ids`, chunk by chunk, each [C, D], read through the rolling buffer.
 
         `chunk=None` reads all of it in one forward; without a cache, unless `kv` says that one rounds keys and values,
-        which belongs to the result. The result does not depend on `chunk`. Where windows overlap, tokens that are read
-        again have no second state.
+        which belongs to the result, or summaries do. The result does not depend on `chunk`. Where windows overlap,
+        tokens that are read again have no second state.
 
         Raises:
             EmptyPromptError: no tokens.
@@ -100,7 +100,7 @@ class Reader:
             yield from self._hidden_again(Held(self.overlap, self.tokenizer.bos_id), ids, chunk or self.overlap.window)
             return
         with torch.inference_mode():
-            if chunk is None and self.kv_dtype == _name(self.dtype):
+            if chunk is None and self.kv_dtype == _name(self.dtype) and self.config.hierarchy is None:
                 yield self.decoder(Batch.pack([ids], device=self.device))
                 return
             chunk = chunk or len(ids)

@@ -73,6 +73,7 @@ def perplexity_command(
     window: options.Window = None,
     pins: options.Pins = "0",
     overlap: options.Overlap = None,
+    hierarchy: options.Hierarchy = None,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     weights: options.Weights = "auto",
@@ -87,7 +88,7 @@ def perplexity_command(
     check_file(text)
     lm = options.load_lm(
         model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads, kv=kv,
-        weights=weights, overlap=overlap,
+        weights=weights, overlap=overlap, hierarchy=hierarchy,
     )  # fmt: skip
     from sash.evaluation.perplexity import perplexity
 
@@ -98,6 +99,7 @@ def perplexity_command(
         data: dict[str, Any] = {"model": model, "text": text} | found.to_json()
         data |= {"dtype": str(lm.dtype).removeprefix("torch."), "kv_dtype": lm.kv_dtype}
         data |= {"window": window_json(lm.config), "overlap": None if lm.overlap is None else asdict(lm.overlap)}
+        data["hierarchy"] = None if lm.config.hierarchy is None else asdict(lm.config.hierarchy)
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
         return
     _draw_perplexity(lm, found)
@@ -115,6 +117,14 @@ def _draw_perplexity(lm: LM, found: Perplexity) -> None:
     rows += [["keys and values", lm.kv_dtype]] if lm.kv != "auto" else []
     n_pins = max(pattern.pins for pattern in lm.config.patterns)
     rows += [["pins", f"{n_pins:,}"]] if n_pins else []
+    summed = lm.config.hierarchy
+    if summed is not None:
+        rows += [
+            [
+                "summaries",
+                f"{summed.per_level:,} of {summed.block:,} tokens, {summed.per_level:,} of twice as many, ...",
+            ]
+        ]
     if lm.overlap is not None:
         again = f"at most {lm.overlap.window:,} tokens a reading, {lm.overlap.stride:,} of them new"
         rows += [["overlap", f"{again}: {found.reads_a_token:.2f} tokens read for each one predicted"]]

@@ -13,6 +13,7 @@ from sash.attention.pattern import AttentionPattern
 from sash.cli.sizes import parse_size, parse_window
 from sash.engine.overlap import Overlap as Overlapping
 from sash.errors import ModelNotFoundError, UsageError
+from sash.network.hierarchy import Hierarchy as Summaries
 from sash.network.parts import check_weights
 from sash.network.sizing import check_kv
 from sash.sampling import SamplingParams
@@ -51,6 +52,10 @@ ApiKey = Annotated[str | None, typer.Option("--api-key", envvar="SASH_API_KEY", 
 Overlap = Annotated[
     str | None,
     typer.Option("--overlap", metavar="STRIDE", help="Instead of rolling, read the window anew every STRIDE tokens."),
+]
+Hierarchy = Annotated[
+    int | None,
+    typer.Option("--hierarchy", metavar="N", help="Sum up what left the window, N summaries of each doubling size."),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; by default as torch chooses.")]
 
@@ -138,6 +143,7 @@ def obtain(name: str) -> None:
 
 LOADING = {
     "chunk": "512", "dtype": None, "device": "cpu", "threads": None, "kv": "auto", "weights": "auto", "overlap": None,
+    "hierarchy": None,
 }  # fmt: skip
 """Options that tell how a model is loaded, with what they are unless told."""
 
@@ -165,6 +171,7 @@ def load_lm(
     kv: str = "auto",
     weights: str = "auto",
     overlap: str | None = None,
+    hierarchy: int | None = None,
 ) -> LM:
     """Fetch the model if it is not here, and load it. Imports torch.
 
@@ -173,6 +180,8 @@ def load_lm(
     """
     size, n_pins = parse_view(window, pins)
     stride = parse_overlap(overlap, size, n_pins)
+    if hierarchy is not None:
+        Summaries(per_level=hierarchy)
     n_chunk = parse_size(chunk, "--chunk")
     if n_chunk < 1:
         raise UsageError(f"--chunk counts tokens, so it is 1 or more; got {n_chunk}")
@@ -187,4 +196,6 @@ def load_lm(
         model, window=size, pins=n_pins, chunk=n_chunk, dtype=dtype, device=device, threads=threads, kv=kv,
         weights=weights,
     )  # fmt: skip
+    if hierarchy is not None:
+        lm = lm.with_hierarchy(per_level=hierarchy)
     return lm if stride is None else lm.with_overlap(stride)

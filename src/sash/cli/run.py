@@ -195,6 +195,7 @@ def command(
     mark: pin_options.Mark = None,
     audit: pin_options.Audit = False,
     overlap: options.Overlap = None,
+    hierarchy: options.Hierarchy = None,
     chunk: options.Chunk = "512",
     overflow: Overflow = "slide",
     dtype: options.Dtype = None,
@@ -232,7 +233,7 @@ def command(
     loading: dict[str, Any] = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads}
     loading |= {"kv": kv, "weights": weights}
     if server is not None:
-        options.check_unsaid({**loading, "overlap": overlap})
+        options.check_unsaid({**loading, "overlap": overlap, "hierarchy": hierarchy})
         field = window_field(*options.parse_view(window, pins), may_slide=may_slide)
         asked = Asked(model=model, window=field, watched=watched, as_json=as_json, show_stats=stats)
         return run_at(Server(server, api_key), given, params, asked)
@@ -241,12 +242,10 @@ def command(
     if chat is not False:
         start_early()
     if said is None:
-        return answer(
-            options.load_lm(_named(model), window=window, pins=pins, overlap=overlap, **loading),
-            given,
-            params,
-            **telling,
-        )
+        loading |= {"window": window, "pins": pins, "overlap": overlap, "hierarchy": hierarchy}
+        return answer(options.load_lm(_named(model), **loading), given, params, **telling)
+    if overlap is not None or hierarchy is not None:
+        raise UsageError("what is saved holds a window that rolls: leave out --overlap and --hierarchy")
     keeping = Keeping.of(kept, loading, *said)
     return answer(keeping.load_lm(model), given, params, **telling, keeping=keeping)
 

@@ -103,6 +103,21 @@ class Batch:
             tokens_T.to(device), positions_T.to(device), tuple(spans), _flags(pinned, device), _flags(is_global, device)
         )
 
+    def take(self, spans: Sequence[Span]) -> Batch:
+        """The step of parts of the spans of this one: their tokens, side by side."""
+        index_T = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(self.tokens_T.device)
+        moved, start = [], 0
+        for span in spans:
+            moved.append(Span(start, start + len(span), span.position, span.row))
+            start += len(span)
+        return Batch(
+            self.tokens_T[index_T],
+            self.positions_T[index_T],
+            tuple(moved),
+            None if self.pinned_T is None else self.pinned_T[index_T],
+            None if self.global_T is None else self.global_T[index_T],
+        )
+
     def meta(self, span: Span, sequence: int = 0) -> TokenMeta:
         """Metadata of a span's tokens, each field of shape [len(span)]."""
         inside = slice(span.start, span.stop)

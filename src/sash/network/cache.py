@@ -21,6 +21,7 @@ from sash.network.sizing import kv_bytes, kv_numbers
 from sash.network.slots import Layout
 from sash.network.snapshot import RowState
 from sash.network.stores import Store
+from sash.network.summaries import Summaries
 
 
 class KVCache:
@@ -40,6 +41,7 @@ class KVCache:
         log: how much the logs may hold; None where none is kept.
         stores: of each pattern, the slots of its layers.
         drafts: guessed tokens that wait to be accepted.
+        summaries: of what left the windows; None where the model has none.
     """
 
     def __init__(
@@ -93,6 +95,8 @@ class KVCache:
                     self.stores[pattern] = RingStore(pattern, layout, on_demand=on_demand, room=self.log)
             except RuntimeError as error:
                 raise DoesNotFitError(f"no memory for {n_rows} rolling buffers: use fewer sequences at once") from error
+        annexed = [store for store in self.stores.values() if isinstance(store, RingStore) and store.annex is not None]
+        self.summaries = None if config.hierarchy is None else Summaries(config, annexed, self.mixing)
 
     @property
     def nbytes(self) -> int:
@@ -100,7 +104,8 @@ class KVCache:
 
         A row of windowed layers takes 2 x layers x W x n_kv_heads x (head_dim x itemsize + 4 if they are int8).
         """
-        return sum(store.nbytes for store in self.stores.values()) + self.drafts.nbytes
+        summaries = 0 if self.summaries is None else self.summaries.nbytes
+        return summaries + sum(store.nbytes for store in self.stores.values()) + self.drafts.nbytes
 
     @property
     def number_bytes(self) -> tuple[int, int]:
@@ -140,6 +145,8 @@ class KVCache:
         for store in self.stores.values():
             store.wipe(row)
         self.drafts.wipe(row)
+        if self.summaries is not None:
+            self.summaries.wipe(row)
         self.lengths[row] = 0
 
     @torch.inference_mode()
@@ -166,6 +173,8 @@ class KVCache:
             raise UsageError("a row can only be copied between caches of one model that keep the same numbers")
         for pattern, store in self.stores.items():
             store.copy_row(row, other.stores[pattern], other_row)  # type: ignore[arg-type]
+        if self.summaries is not None and other.summaries is not None:
+            self.summaries.copy_row(row, other.summaries, other_row)
         self.lengths[row] = other.lengths[other_row]
 
     def kinds(self) -> tuple[str, ...]:
@@ -193,6 +202,8 @@ class KVCache:
             UsageError: a state of a cache of another kind, or a length that it does not cover.
         """
         length = state.length if length is None else length
+        if self.summaries is not None:
+            raise UsageError("a row with summaries cannot be gone on from elsewhere: read its text again")
         if not self._fits(state):
             raise UsageError("a row can only be restored to a cache of its own model that keeps the same numbers")
         if not state.covers(length):

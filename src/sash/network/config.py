@@ -12,6 +12,7 @@ from typing import Literal
 
 from sash.attention.pattern import AttentionPattern, reach
 from sash.errors import ConfigError, PinsError, WindowError
+from sash.network.hierarchy import Hierarchy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +125,7 @@ class ModelConfig:
         tied_embeddings: whether the output head is the embedding.
         forced_window: the window that a user forced on a model that has none, or a smaller one than its own: an
             ablation, labelled so wherever it is shown. None where the patterns are the checkpoint's own.
+        hierarchy: how what left the windows of layers with an annex is summed up there; None where it is not.
     """
 
     architecture: str
@@ -145,6 +147,7 @@ class ModelConfig:
     qkv_bias: bool = False
     tied_embeddings: bool = False
     forced_window: int | Literal["full"] | None = None
+    hierarchy: Hierarchy | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "n_heads", "n_kv_heads", "head_dim", "hidden_dim"):
@@ -232,7 +235,9 @@ class ModelConfig:
         if pins and all(layer.pattern.window is None for layer in layers):
             raise PinsError("pins hold tokens back from sliding out, and this model has no window: add --window N")
         changed = tuple(layer.pattern.window for layer in layers) != self.windows
-        return replace(self, layers=tuple(layers), forced_window=window if changed else self.forced_window)
+        forced = window if changed else self.forced_window
+        kept_hierarchy = self.hierarchy if any(layer.pattern.annex for layer in layers) else None
+        return replace(self, layers=tuple(layers), forced_window=forced, hierarchy=kept_hierarchy)
 
     def with_global(self, n_tokens: int) -> ModelConfig:
         """This model with room for `n_tokens` flagged tokens, global ones and pins together, in every windowed layer.
@@ -258,6 +263,30 @@ class ModelConfig:
 
         layers = tuple(replace(layer, pattern=seeing(layer.pattern)) for layer in self.layers)
         return replace(self, layers=layers)
+
+    def with_hierarchy(self, hierarchy: Hierarchy | None) -> ModelConfig:
+        """This model with summaries of what left its windows (`sash.network.summaries`); None takes them away.
+
+        Every windowed layer has them but the first of the model: there, keys say which token it is and nothing of what
+        it means, and a mean of them draws attention that none of its tokens would get.
+
+        Raises:
+            ConfigError: no windowed layer besides the first, or a window smaller than a block.
+        """
+        if hierarchy is None:
+            return replace(self.with_annex(0), hierarchy=None)
+        layers = [index for index, pattern in enumerate(self.patterns) if pattern.window and pattern.causal and index]
+        if not layers:
+            raise ConfigError("summaries are of what left a window, and these layers have none: add --window N")
+        patterns = [self.patterns[index] for index in layers]
+        smallest = min((pattern.reach_back or 0) + 1 for pattern in patterns)
+        if smallest < hierarchy.block:
+            raise ConfigError(f"blocks of {hierarchy.block} tokens do not fit a window of {smallest}: use smaller ones")
+        if any(pattern.dilation > 1 for pattern in patterns):
+            raise ConfigError("summaries are of windows without dilation")
+        if self.hierarchy is None and any(pattern.annex for pattern in self.patterns):
+            raise ConfigError("the annex is taken already: summaries and recall cannot be together")
+        return replace(self.with_annex(0).with_annex(hierarchy.n_slots, layers), hierarchy=hierarchy)
 
     def with_annex(self, n_slots: int, layers: Collection[int] | None = None) -> ModelConfig:
         """This model with `n_slots` slots for what is brought back from outside of the window.

@@ -82,6 +82,11 @@ class Decoder(nn.Module):
             batch: the step. Without a cache each span is a whole sequence (or document), and sees only itself.
             cache: where the spans' sequences have been read so far; this step's keys and values are added to it.
         """
+        if cache is not None and cache.summaries is not None:
+            return cache.summaries.run(batch, lambda part: self._forward(part, cache))
+        return self._forward(batch, cache)
+
+    def _forward(self, batch: Batch, cache: KVCache | None) -> Tensor:
         step = Step(self.config, batch, cache, self.backend, self.dtype)
         x_TD = self.tok_embeddings(batch.tokens_T)
         if self.config.embedding_scale != 1.0:

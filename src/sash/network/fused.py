@@ -81,6 +81,8 @@ class FusedDecoder:
 
     def __call__(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """Hidden states of a step's tokens, float32 [T, D]; see `Decoder.forward`."""
+        if cache is not None and cache.summaries is not None:
+            return cache.summaries.run(batch, lambda part: self._run(part, cache))
         if not sees_log(self.config.patterns, batch):
             return self._run(batch, cache)
         if cache is None:  # what global queries see is read back from a cache

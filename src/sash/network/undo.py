@@ -20,5 +20,7 @@ def undo(cache: KVCache, row: int, position: int, n_tokens: int) -> bool:
         Whether the row holds all that it held; False where it has to be wiped and read again.
     """
     cache.lengths[row] = position
+    if cache.summaries is not None and n_tokens > 1 and cache.summaries.beyond(row, position):
+        return False
     intact = [store.undo(row, position, n_tokens) for store in cache.stores.values()]
     return all(intact)
