@@ -72,6 +72,18 @@ def test_overlapping_windows(sash: Sash, full_model: Path, text: Path):
     assert found["nll"] != json.loads(sash(*flags, "--kv", "int8", "--json")[1])["nll"]
 
 
+def test_summaries(sash: Sash, full_model: Path, tmp_path: Path):
+    long = tmp_path / "long.txt"
+    long.write_text(TEXT * 6)
+    flags = ["eval", "perplexity", full_model, "--text", long, "--window", "80"]
+    found, plain = (json.loads(sash(*flags, *more, "--json")[1]) for more in (["--hierarchy", "3"], []))
+    lm = load_decoder(full_model, window=80).with_hierarchy(per_level=3)
+    assert found["nll"] == pytest.approx(perplexity(lm, lm.tokenizer.encode(TEXT * 6)).nll)
+    assert found["hierarchy"] == {"block": 64, "per_level": 3, "levels": 16}
+    assert (plain["hierarchy"], abs(plain["nll"] - found["nll"]) > 1e-5) == (None, True)
+    assert "3 of 64 tokens, 3 of twice as many" in sash(*flags, "--hierarchy", "3")[1]
+
+
 def test_standard_input(sash: Sash, windowed_model: Path):
     _, out, _ = sash("eval", "perplexity", windowed_model, "--text", "-", "--json", stdin=TEXT.encode())
     assert json.loads(out)["tokens"] == len(TEXT)
@@ -117,6 +129,7 @@ def test_parity_sees_a_wrong_window(sash: Sash, windowed_model: Path, text: Path
         (["perplexity", "MODEL", "--text", "TEXT", "--pins", "17"], 12),
         (["perplexity", "MODEL", "--text", "TEXT", "--window", "full", "--overlap", "4"], 2),
         (["perplexity", "MODEL", "--text", "TEXT", "--window", "8", "--overlap", "9"], 2),
+        (["perplexity", "MODEL", "--text", "TEXT", "--hierarchy", "0"], 2),
         (["perplexity", "MODEL", "--text", "TEXT", "--window", "8", "--pins", "8", "--overlap", "2"], 12),
         (["parity", "no-such-model"], 4),
         (["parity", "MODEL", "--text", "nothing.txt"], 6),

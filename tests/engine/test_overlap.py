@@ -41,7 +41,7 @@ def reading(length: int, window: int, stride: int, stays: set[int]) -> list[int]
     return row
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_a_row_holds_what_stays_and_the_newest(data: st.DataObject):
     window = data.draw(st.integers(2, 12))

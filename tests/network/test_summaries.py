@@ -55,8 +55,8 @@ def random_ids(count: int, seed: int = 0) -> list[int]:
     return torch.randint(3, 259, (count,), generator=generator).tolist()
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 6), st.integers(0, 3000))
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 6), st.integers(0, 1000))
 def test_summaries_stay_few_and_stand_for_every_token_once(block: int, per_level: int, levels: int, n_blocks: int):
     hierarchy = Hierarchy(block=block, per_level=per_level, levels=levels)
     steps: list[int] = []
@@ -72,7 +72,7 @@ def test_summaries_stay_few_and_stand_for_every_token_once(block: int, per_level
     assert hierarchy.bound(n_blocks) <= per_level * (math.log2(n_blocks / per_level + 1) + 1 if n_blocks else 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_every_token_that_left_is_in_one_summary(data: st.DataObject):
     window = data.draw(st.integers(BLOCK, 14))
@@ -238,7 +238,7 @@ def test_a_model_with_summaries_generates_scores_and_refuses(byte_tokenizer: Tok
         summed.with_overlap(3)
     with pytest.raises(UsageError, match="choose one"):
         windowed.with_overlap(3).with_hierarchy(block=BLOCK)
-    with pytest.raises(UsageError, match="choose one"):
+    with pytest.raises(UsageError, match="leave the guessing out"):
         summed.with_speculation("lookup")
     cache = KVCache(summed.config)
     state = cache.capture(cache.allocate())
