@@ -115,7 +115,7 @@ def test_the_methods_are_listed(sash: Sash):
 
 
 def test_influence_ends_where_the_layers_reach(sash: Sash, full_model: Path, text: Path):
-    flags = ["--window", "16", "-d", "1w,30,31", "--trials", "2", "--changed", "2"]
+    flags = ["--window", "16", "-d", "1w,30,31", "--trials", "2", "--changed", "2", "-m", "full,window"]
     code, out, _ = sash("eval", "influence", full_model, "--text", text, *flags, "--json")
     found = {(one["method"], one["distance"]): one for one in json.loads(out)["results"]}
     assert code == 0
@@ -124,7 +124,7 @@ def test_influence_ends_where_the_layers_reach(sash: Sash, full_model: Path, tex
     }  # fmt: skip
     assert found["window", 31]["mean"] == found["window", 31]["largest"] == 0.0
     _, out, _ = sash("eval", "influence", full_model, "--text", text, *flags)
-    assert out.splitlines()[6].split() == ["window", "31", "1.94", "W", "0", "0", "0/2"]
+    assert out.splitlines()[6].split() == ["window", "31", "1.94", "W", "0", "0", "0", "0/2"]
 
 
 def test_windows_are_compared(sash: Sash, windowed_model: Path, text: Path):

@@ -16,7 +16,7 @@ from sash.cli.live_text import check_file, read_pieces
 from sash.cli.reading_bar import ReadingBar
 from sash.cli.retrieval_tables import windows as in_windows
 from sash.cli.sizes import parse_size, parse_window
-from sash.cli.window_words import windows_by_layer
+from sash.cli.window_words import ablation_note, windows_by_layer
 from sash.errors import UsageError
 from sash.explain.budget import binary
 from sash.explain.labels import table
@@ -31,6 +31,10 @@ Sizes = Annotated[
     str, typer.Option("--windows", metavar="N,...", help="Sizes: numbers, full, and own for the model as it is.")
 ]
 
+WholeMethods = Annotated[
+    str, typer.Option("-m", "--methods", metavar="NAME,...", help="Ways to read a text: full, window, sinks, overlap.")
+]
+
 
 def influence_command(
     model: options.Model,
@@ -41,7 +45,7 @@ def influence_command(
     ] = "0.5w,1w,2w,3w,4w,6w,8w",
     changed: Annotated[int, typer.Option("--changed", help="Tokens that are replaced by others.")] = 8,
     trials: Annotated[int, typer.Option("-n", "--trials", help="Stretches of the text.")] = 10,
-    methods: retrieval.Methods = "full,window",
+    methods: WholeMethods = "full,sinks",
     seed: retrieval.Seed = 0,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
@@ -54,33 +58,43 @@ def influence_command(
     """Change a few tokens at a distance: how far does the prediction after the last token move?
 
     What moves it beyond a window was passed on by deeper layers. The figure is the Kullback-Leibler divergence of the
-    prediction with the change from that without, in thousandths of a nat, its mean over stretches of the text.
+    prediction with the change from that without, in thousandths of a nat, over stretches of the text. With --dtype
+    float32 small ones are told from rounding.
     """
     how = retrieval.settings(chunk, dtype, weights, kv, device, threads)
-    run = retrieval.Run(model, window=window, methods=methods, text=text, csv=None, figure=None, settings=how)
-    sizes = retrieval.parse_lengths(distances, run.window, "--distances")
+    lm, size = retrieval.open_model(model, window=window, text=text, figure=None, settings=how)
     from sash.evaluation.influence import influences
+    from sash.evaluation.methods import window_of
+    from sash.evaluation.positions import readers
+    from sash.evaluation.prompts import Source
 
+    ways, at = readers(lm, retrieval.parse_names(methods), size), window_of(lm, size)
+    sizes = retrieval.parse_lengths(distances, at, "--distances")
+    source = Source(lm.tokenizer, "".join(read_pieces(text)))
     found: list[Influence] = []
-    total = len(run.methods) * trials * len(sizes) * (max(sizes) + changed)
-    with Interrupt() as interrupt, ReadingBar(total, None) as bar:
+    with Interrupt() as interrupt, ReadingBar(len(ways) * trials * len(sizes) * (max(sizes) + changed), None) as bar:
         found += influences(
-            run.methods, run.source, sizes, n_trials=trials, n_changed=changed, seed=seed, cancelled=interrupt,
+            ways, source, sizes, n_trials=trials, n_changed=changed, seed=seed, cancelled=interrupt,
             progress=bar.advance,
         )  # fmt: skip
     if as_json:
-        data: dict[str, Any] = {"model": model, "window": run.window, "ablation": run.note is not None}
-        data |= {"results": [one.to_json(run.window) for one in found], "interrupted": interrupt.requested}
+        data: dict[str, Any] = {"model": model, "window": at, "dtype": str(lm.dtype).removeprefix("torch.")}
+        data |= {"results": [one.to_json(at) for one in found], "interrupted": interrupt.requested}
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
     elif found:
-        rows = [["method", "distance", "", "mean, mnat", "largest", "moved"]]
-        for one in found:
-            far, moved = in_windows(one.distance, run.window), f"{one.reached}/{one.of}"
-            rows.append(
-                [one.method, f"{one.distance:,}", far, _thousandths(one.mean), _thousandths(one.largest), moved]
-            )
-        typer.echo("\n".join([*table(rows, right=[False, True, True, True, True, True]), *_notes(run.note)]))
+        note = None if size is None else ablation_note(lm.with_window(size).config)
+        typer.echo("\n".join([*_draw_influences(found, at), *([] if note is None else [note])]))
     return retrieval.ending(interrupt.requested)
+
+
+def _draw_influences(found: list[Influence], window: int) -> list[str]:
+    rows = [["method", "distance", "", "median, mnat", "mean", "largest", "moved"]]
+    for one in found:
+        figures = [_thousandths(nats) for nats in (one.median, one.mean, one.largest)]
+        rows.append(
+            [one.method, f"{one.distance:,}", in_windows(one.distance, window), *figures, f"{one.reached}/{one.of}"]
+        )
+    return table(rows, right=[False, *[True] * 6])
 
 
 def _thousandths(nats: float) -> str:
@@ -92,17 +106,11 @@ def _thousandths(nats: float) -> str:
     return "0" if nats == 0 else f"{1000 * nats:.3g}"
 
 
-def _notes(note: str | None) -> list[str]:
-    return [] if note is None else [note]
-
-
 def positions_command(
     model: options.Model,
     text: retrieval.Text,
     window: retrieval.Window = None,
-    methods: Annotated[
-        str, typer.Option("-m", "--methods", metavar="NAME,...", help="full, window, sinks, overlap.")
-    ] = "window,sinks",
+    methods: WholeMethods = "window,sinks",
     max_tokens: Annotated[
         str | None, typer.Option("--max-tokens", metavar="N", help="Read the first N tokens only.")
     ] = None,
