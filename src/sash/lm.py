@@ -11,6 +11,8 @@ from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from sash import saved
 from sash.answer import Answer, Stream
 from sash.asked import Asked, Marks, Wishes, audited
@@ -24,6 +26,7 @@ from sash.engine.request import Request
 from sash.errors import EmptyPromptError, UsageError
 from sash.network.hierarchy import Hierarchy
 from sash.network.packed import Network
+from sash.network.sizing import log_bytes
 from sash.reading import Reader
 from sash.sampling import SamplingParams
 from sash.session import Session
@@ -337,22 +340,34 @@ class LM(Reader):
         pins: Marks = (),
         pin_budget: int | None = None,
         pin_overflow: str = "error",
+        log: bool | int | None = None,
     ) -> Conversation:
         """A chat that reads only what is new in each turn; what is pinned, as in `chat`, stays in sight in all turns.
+
+        `log` is that of `session`: how far `undo`, `retry` and `edit` can go back without reading all again; by
+        default `TURNS_BACK` tokens behind the window.
 
         Raises:
             UsageError, PinsError: pins that cannot be.
         """
         contract = Wishes.of(pins, pin_budget, pin_overflow, False, self.config).contract
         room = contract.room(self.config.windows) if contract else 0
-        return self.converse(contract, room=room, system=system, safe_prompt=safe_prompt)
+        return self.converse(contract, room=room, system=system, safe_prompt=safe_prompt, log=log)
 
     def converse(
-        self, contract: Contract, *, room: int, system: str | None = None, safe_prompt: bool = False
+        self,
+        contract: Contract,
+        *,
+        room: int,
+        system: str | None = None,
+        safe_prompt: bool = False,
+        log: bool | int | None = None,
     ) -> Conversation:
         """As `conversation`, with a contract that is made already, and room for so many pinned tokens."""
+        if log is None:
+            log = self.log_of(TURNS_BACK)
         return Conversation(
-            lambda: self.open_session(room, history=True),
+            lambda: self.open_session(room, history=True, log=log),
             self.tokenizer,
             system=system,
             safe_prompt=safe_prompt,
@@ -360,21 +375,33 @@ class LM(Reader):
             room=room,
         )
 
+    def log_of(self, tokens: int) -> bool | int:
+        """A log from which a session can go back so many tokens, in bytes; False where none is needed."""
+        scale = 4 if self.kv_dtype == "int8" else 0
+        itemsize: int = getattr(torch, self.kv_dtype).itemsize
+        return log_bytes(self.config, tokens, itemsize, scale) if tokens and self.overlap is None else False
+
     def save_session(
-        self, what: Session | Conversation, path: str | Path, *, notes: Mapping[str, Any] | None = None
+        self,
+        what: Session | Conversation,
+        path: str | Path,
+        *,
+        back: int | None = 0,
+        notes: Mapping[str, Any] | None = None,
     ) -> int:
         """Write a session or a conversation to a file, whole or not at all, in the place of an older one; its bytes.
 
         Args:
             what: it stays as it is, and can go on.
             path: the file.
+            back: tokens that it can go back after it was loaded, as far as its log reaches now; None for all.
             notes: plain values (as JSON has them) to keep with it.
 
         Raises:
             UsageError: there is something at `path` that is no saved session.
             InputNotFoundError, DiskFullError, SashError: it cannot be written; an older file is as it was.
         """
-        return saved.save(Path(path), what, model=self.name, notes=notes)
+        return saved.save(Path(path), what, model=self.name, back=back, notes=notes)
 
     def load_session(self, path: str | Path) -> Session | Conversation:
         """What `save_session` wrote, to go on where it was; nothing is read again.
@@ -392,6 +419,9 @@ class LM(Reader):
         check_ids(ids, self.config.vocab_size)
         return ids
 
+
+TURNS_BACK = 4096
+"""Tokens that a chat can take back without reading all again, unless told otherwise."""
 
 MAX_SEQUENCES = 16
 """Prompts of one call that run at once; more wait for a row."""

@@ -58,8 +58,17 @@ class Saved:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def save(path: Path, what: Session | Conversation, *, model: str, notes: Mapping[str, Any] | None = None) -> int:
+def save(
+    path: Path,
+    what: Session | Conversation,
+    *,
+    model: str,
+    back: int | None = 0,
+    notes: Mapping[str, Any] | None = None,
+) -> int:
     """Write a session or a conversation to a file, in the place of an older one; its bytes.
+
+    `back` says how many tokens it can go back once it is loaded, as far as its log reaches; None for all.
 
     Raises:
         UsageError: the session stopped in the midst of a step, or the path is something else's.
@@ -71,12 +80,13 @@ def save(path: Path, what: Session | Conversation, *, model: str, notes: Mapping
     header: dict[str, Any] = {"model": model, "notes": dict(notes or {})}
     tensors: list[Tensor] = []
     if session is not None and session.intact:
-        state = session.state()
+        state = session.state(back)
         header["network"] = identity(session.network, session.cache)
         header["session"] = {
             "tokens": state.tokens,
             "kept": state.ids is not None,
             "history": session.history,
+            "log": session.log,
             "room": pin_room(session.config),
             "sees": pin_room(session.config, sees=True) > 0,
             "seers": [[span.start, span.stop] for span in runs_of(state.seers)],
@@ -113,14 +123,14 @@ def load(path: Path, lm: LM) -> Saved:
         DoesNotFitError: there is no memory for it.
     """
     header = peek(path)
-    room, sees, history = _room(path, header)
+    how = _how(path, header)
     session = None
     if "session" in header:
         try:
-            session = lm.open_session(room, sees=sees, history=history)
+            session = lm.open_session(**how)
         except PinsError as error:
             raise UsageError(
-                f"{path} holds {room:,} pins, which {lm.name} has no room for: load it with the same --window"
+                f"{path} holds {how['pins']:,} pins, which {lm.name} has no room for: load it with the same --window"
             ) from error
         _check_same(path, header, session, lm.name)
     with _told(path, "read"):
@@ -182,12 +192,17 @@ def _check_same(path: Path, header: Mapping[str, Any], session: Session, name: s
         logger.warning("%s was saved by another version or processor: numbers may differ in their last digits", path)
 
 
-def _room(path: Path, header: Mapping[str, Any]) -> tuple[int, bool, bool]:
-    session = header.get("session") or {}
-    room, sees, history = session.get("room", 0), session.get("sees", False), session.get("history", False)
-    if type(room) is not int or room < 0 or type(history) is not bool or type(sees) is not bool:
+def _how(path: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    """How the session is opened: `LM.open_session`."""
+    said = header.get("session")
+    if not isinstance(said, dict):
+        return {"pins": 0}
+    how = {"pins": said.get("room"), "sees": said.get("sees"), "history": said.get("history"), "log": said.get("log")}
+    log, pins = how["log"], how["pins"]
+    typed = type(pins) is int and pins >= 0 and type(how["sees"]) is bool and type(how["history"]) is bool
+    if not typed or not (type(log) is bool or (type(log) is int and log >= 0)):
         raise CheckpointError(f"{path} contradicts itself: it has to be made anew")
-    return room, sees, history
+    return how
 
 
 def _state(said: Mapping[str, Any], tensors: list[Tensor]) -> SessionState:

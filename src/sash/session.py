@@ -411,8 +411,7 @@ class Session:
     def fork(self) -> Session:
         """A second session that has read the same and goes its own way; the first is untouched."""
         config = self._cache.config
-        log = False if self._cache.log is None else self._cache.log.limit or True
-        cache = KVCache(config, 1, self._cache.dtype, self._cache.device, self._cache.kv, log=log)
+        cache = KVCache(config, 1, self._cache.dtype, self._cache.device, self._cache.kv, log=self.log)
         twin = Session(self._decoder, self._tokenizer, cache, chunk=self._chunk, speculation=self._speculation)
         if self._proposer is not None and twin._proposer is not None:
             twin._proposer.extend(self._proposer.tokens)
@@ -425,8 +424,14 @@ class Session:
         twin.tokens = self.tokens
         return twin
 
-    def state(self) -> SessionState:
-        """What it needs to go on elsewhere, or later.
+    @property
+    def log(self) -> bool | int:
+        """What is kept of what left the window: all of it, so many bytes, or nothing."""
+        log = self._cache.log
+        return False if log is None else True if log.limit is None else log.limit
+
+    def state(self, back: int | None = None) -> SessionState:
+        """What it needs to go on elsewhere, or later; and to go back `back` tokens at most, as far as its log reaches.
 
         Raises:
             UsageError: it stopped in the midst of a step, or reads by overlapping windows.
@@ -437,6 +442,9 @@ class Session:
         read = self.tokens - len(self._unread)
         if self._cache.lengths[self._row] != read:  # guesses that held were read, and the answer was ended before them
             self._cache.rewind(self._row, read)
+        row = self._cache.capture(self._row)
+        if back is not None and not any(pattern.holds_global for pattern in self.config.patterns):
+            row = row.since(max(0, read - back))
         return SessionState(
             tokens=self.tokens,
             ids=None if self._ids is None else tuple(self._ids),
@@ -444,7 +452,7 @@ class Session:
             seen=tuple(self._seen.ids.tolist()),
             pinned=self.pinned,
             seers=self.global_positions,
-            row=self._cache.capture(self._row),
+            row=row,
         )
 
     def take_up(self, state: SessionState) -> None:

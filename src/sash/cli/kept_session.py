@@ -111,8 +111,10 @@ def save_to(path: Path, lm: LM, what: Session | Conversation, notes: Mapping[str
     Raises:
         SashError: as `LM.save_session` does; an older file is as it was.
     """
+    from sash.lm import TURNS_BACK
+
     with Interrupt():
-        size = lm.save_session(what, path, notes=notes)
+        size = lm.save_session(what, path, back=TURNS_BACK, notes=notes)
     return f"saved in {path} ({binary(size)})"
 
 

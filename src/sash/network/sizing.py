@@ -94,6 +94,20 @@ def next_log_block(position: int) -> int:
     return LOG_BLOCK - position % LOG_BLOCK
 
 
+def log_bytes(config: ModelConfig, tokens: int, itemsize: int, scale_bytes: int = 0) -> int:
+    """Bytes of the logs of one sequence that can go back `tokens` tokens: those and the window before, in blocks.
+
+    >>> from sash.network.config import LayerConfig
+    >>> windowed = LayerConfig(pattern=AttentionPattern(window=100))
+    >>> small = ModelConfig(architecture="small", vocab_size=9, dim=8, n_heads=2, n_kv_heads=1, head_dim=4,
+    ...                     hidden_dim=8, layers=(windowed, windowed))
+    >>> log_bytes(small, 1000, itemsize=2) == 2 * 2 * 4 * 2 * (100 + 1000 + 2 * LOG_BLOCK)
+    True
+    """
+    slots = sum(pattern.reach_back + tokens + 2 * LOG_BLOCK + 1 for pattern in config.patterns if pattern.reach_back)
+    return 2 * slots * config.n_kv_heads * (config.head_dim * itemsize + scale_bytes)
+
+
 def block_slots(context: int) -> int:
     """The sum of `block_sizes`, without listing them.
 

@@ -8,7 +8,7 @@ before it as the window less one, and the pins. Blocks are shared and not copied
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -40,6 +40,10 @@ class RowState:
     def covers(self, length: int) -> bool:
         """Whether a row can be restored as of `length` tokens."""
         return length in self.positions()
+
+    def since(self, length: int) -> RowState:
+        """The same row without what nobody needs who goes on from `length` tokens or more."""
+        return replace(self, states=tuple(state.since(length, self.length) for state in self.states))
 
     @property
     def nbytes(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -42,6 +43,20 @@ class StoreState:
         """
         first = self.first(length)
         return self.begin if first <= self.begin else first + (self.reach or 0)
+
+    def since(self, length: int, end: int) -> StoreState:
+        """What of a state of `end` tokens is needed to go on from `length` tokens, or from any more."""
+        first = 0 if self.reach is None else max(0, length - self.reach)
+        if not self.starts or first <= self.starts[0]:
+            return self
+        index = bisect_right(self.starts, first) - 1
+        block, start = self.blocks[index], self.starts[index]
+        stop = (*self.starts[index + 1 :], end)[0] - start
+        slots, flags = block.slots[:, :, :, first - start : stop], block.flags
+        cut = Block(slots, None if flags is None else flags[first - start : stop], stop - (first - start))
+        return replace(
+            self, blocks=(cut, *self.blocks[index + 1 :]), starts=(first, *self.starts[index + 1 :])
+        )  # fmt: skip
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of it."""
