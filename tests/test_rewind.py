@@ -93,7 +93,7 @@ def test_a_bounded_log_goes_back_as_far_as_it_says_and_no_further() -> None:
 
 def test_a_fork_shares_the_log_and_goes_its_own_way() -> None:
     lm = make_lm("interleaved")
-    ids = lm.tokenizer.encode(TEXT * 9)[:LENGTH]
+    ids = lm.tokenizer.encode(TEXT * 9)[:300]
     session = opened(lm, ids)
     twin = session.fork()
     shared = set(session.state().row.storages()) & set(twin.state().row.storages())
