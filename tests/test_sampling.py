@@ -148,7 +148,22 @@ def test_logprobs_are_the_models_own() -> None:
     assert [value for _, value in result.top] == pytest.approx([own[4], own[0], own[2]], abs=1e-6)
     for asked, given_back in ((None, 0), (0, 0), (20, 5)):
         params = SamplingParams(logprobs=asked, seed=1)
-        assert len(sample(logits, params, NO_HISTORY, new_generator(params)).top) == given_back
+        told = sample(logits, params, NO_HISTORY, new_generator(params))
+        assert len(told.top) == given_back
+        assert (told.logprob is None) == (asked is None)
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 0}, {"temperature": 0.8}, {"temperature": 0, "min_tokens": 1}])
+def test_telling_logprobs_changes_no_token(changes: dict[str, float]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        logits = torch.randn(3000, generator=generator).round(decimals=1)  # with ties for the first place
+        silent, told = SamplingParams(seed=3, **changes), SamplingParams(seed=3, logprobs=2, **changes)
+        one = sample(logits, silent, NO_HISTORY, new_generator(silent), end_ids=[int(logits.argmax())])
+        other = sample(logits, told, NO_HISTORY, new_generator(told), end_ids=[int(logits.argmax())])
+        assert one.token_id == other.token_id
+        assert one.logprob is None
+        assert other.logprob == pytest.approx(float(logits.double().log_softmax(-1)[one.token_id]), abs=1e-5)
 
 
 def test_a_seed_decides_the_draws_whatever_else_is_drawn() -> None:

@@ -66,7 +66,7 @@ class Taken:
         return self.events[-1].sequence
 
     @property
-    def said(self) -> list[tuple[int, float]]:
+    def said(self) -> list[tuple[int, float | None]]:
         """Ids and log-probabilities: equal where every bit of the logits was."""
         return [(event.token.token_id, event.token.logprob) for event in self.events if event.token is not None]
 

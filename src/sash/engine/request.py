@@ -106,13 +106,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token that was sampled: its id, its logarithmic probability, and the likeliest alternatives if asked for.
+    """A token that was sampled: its id, and if asked for its logarithmic probability and the likeliest alternatives.
 
     `ends` says that it completes the request's grammar.
     """
 
     token_id: int
-    logprob: float
+    logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     ends: bool = False
 

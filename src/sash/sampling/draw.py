@@ -40,12 +40,13 @@ class Sampled:
 
     Attributes:
         token_id: the token.
-        logprob: its natural log-probability under the model's own distribution, before any penalty or filter.
+        logprob: its natural log-probability under the model's own distribution, before any penalty or filter; None
+            where it was not asked for.
         top: the likeliest tokens of that distribution with their log-probabilities, likeliest first.
     """
 
     token_id: int
-    logprob: float
+    logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
 
 
@@ -73,6 +74,9 @@ def sample(
     in the order of transformers. The draw inverts the cumulative distribution in float64, over ids in rising order,
     with a single uniform number.
 
+    Log-probabilities are told where `params.logprobs` is not None: they take several passes over a large vocabulary,
+    and the likeliest token takes one.
+
     Args:
         logits_V: one row of logits; -inf marks tokens that cannot be.
         params: how to choose.
@@ -91,17 +95,23 @@ def sample(
 
     # One row is too little work for torch's threads, and numpy's sorting and maxima are many times as fast on it.
     row_V: Row = logits_V.detach().to(device="cpu", dtype=torch.float32).numpy()
-    largest = _check_logits(row_V)
+    likeliest = _check_logits(row_V)
     scores_V = changed_scores(row_V, params, history_ids, output=output, mask=mask, end_ids=end_ids)
-    token_id = int(scores_V.argmax()) if params.temperature == 0 else _draw(scores_V, params, generator)
-    return _report(row_V, largest, token_id, params.logprobs)
+    if params.temperature != 0:
+        token_id = _draw(scores_V, params, generator)
+    else:
+        token_id = likeliest if scores_V is row_V else int(scores_V.argmax())
+    if params.logprobs is None:
+        return Sampled(token_id)
+    return _report(row_V, float(row_V[likeliest]), token_id, params.logprobs)
 
 
-def _check_logits(row_V: Row) -> float:
-    """The largest logit. Maximum carries NaN through, so one pass finds every fault."""
+def _check_logits(row_V: Row) -> int:
+    """Where the largest logit is. The first NaN counts as the largest, so one pass finds every fault."""
     if row_V.ndim != 1 or not row_V.size:
         raise UsageError(f"sample takes one row of logits; got the shape {row_V.shape}")
-    largest = float(row_V.max())
+    likeliest = int(row_V.argmax())
+    largest = float(row_V[likeliest])
     if math.isnan(largest):
         raise NumericalError(
             "the model's logits hold NaN: its weights are broken, or its dtype overflowed; try float32"
@@ -110,7 +120,7 @@ def _check_logits(row_V: Row) -> float:
         raise NumericalError("the logits hold +inf: the dtype overflowed; try float32")
     if largest == -math.inf:
         raise NumericalError("the model's logits are all -inf, so no token is possible")
-    return largest
+    return likeliest
 
 
 def _draw(scores_V: Row, params: SamplingParams, generator: torch.Generator) -> int:
@@ -200,7 +210,7 @@ def _nucleus(weights_C: Row, top_p: float) -> Ids:
     return np.sort(np.concatenate([above, tied]))
 
 
-def _report(row_V: Row, largest: float, token_id: int, logprobs: int | None) -> Sampled:
+def _report(row_V: Row, largest: float, token_id: int, logprobs: int) -> Sampled:
     """The chosen token with log-probabilities of the unmodified distribution."""
     import numpy as np
 

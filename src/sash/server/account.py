@@ -66,15 +66,17 @@ def view(frame: Frame, sequence: Running) -> dict[str, Any]:
     return frame.account(length, sequence.reuse, sequence.n_reused)
 
 
-def finite(logprob: float) -> float:
-    """A log-probability that JSON can write."""
+def finite(logprob: float | None) -> float | None:
+    """A log-probability that JSON can write; None where none was asked for."""
+    if logprob is None:
+        return None
     return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB
 
 
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], n_top: int) -> dict[str, Any]:
     """`logprobs` of a chat's choice."""
 
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
+    def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
         raw = tokenizer.token_bytes(token_id)
         return {"token": tokenizer.token_text(token_id), "logprob": finite(logprob), "bytes": list(raw)}
 
@@ -112,9 +114,9 @@ def shown_length(tokenizer: Tokenizer, token_id: int) -> int:
     return 0 if token_id in tokenizer.control_ids else len(tokenizer.token_text(token_id))
 
 
-def _alternatives(tokenizer: Tokenizer, token: Token) -> dict[str, float]:
+def _alternatives(tokenizer: Tokenizer, token: Token) -> dict[str, float | None]:
     """Alternatives by their text; of two with the same text the likelier stays."""
-    found: dict[str, float] = {}
+    found: dict[str, float | None] = {}
     for token_id, logprob in token.top:
         found.setdefault(tokenizer.token_text(token_id), finite(logprob))
     return found
