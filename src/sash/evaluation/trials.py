@@ -15,7 +15,7 @@ from sash.evaluation.prompts import FACTS, Source, Trial, plant
 from sash.lm import Prompt
 
 BATCH_TOKENS = 16_384
-MOST_AT_ONCE = 8
+MOST_AT_ONCE = 16
 """Prompts of one batch: as many as make up so many tokens, and no more than this."""
 
 Cancelled = Callable[[], bool]
