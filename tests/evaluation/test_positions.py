@@ -25,9 +25,10 @@ def lm() -> LM:
 
 def test_parts_are_those_of_the_whole(lm: LM):
     ids = lm.tokenizer.encode(TEXT)
-    ways = readers(lm, ["full", "window", "sinks", "overlap"], WINDOW)
+    ways = readers(lm, ["full", "window", "sinks", "overlap", "hierarchy"], WINDOW)
     found = {curve.method: curve for curve in curves(ways, ids, n_stretches=5)}
     alone = {"full": lm, "window": lm.with_window(WINDOW), "sinks": lm.with_window(WINDOW, 4)}
+    alone["hierarchy"] = lm.with_window(WINDOW, 4).with_hierarchy(block=3)
     alone["overlap"] = lm.with_window(WINDOW).with_overlap(3)
     for name, other in alone.items():
         curve = found[name]

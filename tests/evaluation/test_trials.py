@@ -40,6 +40,7 @@ def test_methods_read_over_the_same_weights_what_they_say():
     by_name = {method.name: method for method in methods(lm, list(METHODS), WINDOW)}
     windows = {name: method.lm.config.windows for name, method in by_name.items()}
     assert windows["full"] == (None, None)
+    assert by_name["hierarchy"].lm.config.hierarchy is not None
     assert {windows[name] for name in METHODS if name != "full"} == {(WINDOW, WINDOW)}
     weights = {method.lm.decoder.tok_embeddings.weight.data_ptr() for method in by_name.values()}  # type: ignore[union-attr]
     assert len(weights) == 1
@@ -86,7 +87,7 @@ def test_methods_that_cannot_be_are_refused():
 
 def test_answers_are_those_of_each_prompt_alone_however_they_are_read_together():
     lm = make_lm()
-    for method in methods(lm, ["window", "pins", "overlap", "global"], WINDOW):
+    for method in methods(lm, ["window", "pins", "overlap", "global", "hierarchy"], WINDOW):
         trials = [*made(200, 0.0, n=2), *made(200, 0.5, n=1), *made(210, 0.0, n=1)]
         alone = []
         for trial in trials:

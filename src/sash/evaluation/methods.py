@@ -15,6 +15,9 @@ SINKS = 4
 OVERLAP = 4
 """Of overlapping windows, how many of the tokens of a reading are new: one in so many."""
 
+SUMMARY = 64
+"""Tokens of the smallest summary of a hierarchy, or a quarter of a window that is small."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -113,6 +116,17 @@ def _overlap(name: str, lm: LM, windowed: LM, size: int) -> Method:
     return Method(name=name, lm=windowed.with_overlap(max(1, size // OVERLAP)), reading=_whole)
 
 
+def summarising(lm: LM, window: int | None) -> LM:
+    """The model with windows, its first tokens and summaries of what left them."""
+    block = max(1, min(SUMMARY, window_of(lm, window) // OVERLAP))
+    return lm.with_window(window, SINKS).with_hierarchy(block=block)
+
+
+def _hierarchy(name: str, lm: LM, windowed: LM, size: int) -> Method:
+    own = None if windowed is lm else size
+    return Method(name=name, lm=summarising(lm, own), reading=_whole)
+
+
 def _global(name: str, lm: LM, windowed: LM, size: int) -> Method:
     smallest = min((window for window in windowed.config.windows if window is not None), default=size)
 
@@ -147,6 +161,7 @@ METHODS: dict[str, Callable[[str, LM, LM, int], Method]] = {
     "truncate": _truncate,
     "overlap": _overlap,
     "global": _global,
+    "hierarchy": _hierarchy,
 }
 """What makes each: from its name, the model, the model with its windows, and their size."""
 
@@ -158,5 +173,6 @@ DESCRIPTIONS: dict[str, str] = {
     "truncate": "the head and the tail of the prompt only, as many tokens as the window has keys",
     "overlap": f"windows that do not roll: they are read anew when a {OVERLAP}th of their tokens is new",
     "global": f"windows and the first {SINKS} tokens; the question and the answer see all that was read",
+    "hierarchy": f"windows and the first {SINKS} tokens; summaries of what left, coarser with distance",
 }
 """What each does."""

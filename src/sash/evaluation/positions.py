@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sash.errors import EmptyPromptError, UsageError
-from sash.evaluation.methods import OVERLAP, SINKS, window_of
+from sash.evaluation.methods import OVERLAP, SINKS, summarising, window_of
 from sash.lm import LM
 
 Progress = Callable[[int], None]
@@ -89,6 +89,7 @@ READERS: dict[str, Callable[[LM, int | None], LM]] = {
     "window": lambda lm, window: lm.with_window(window),
     "sinks": lambda lm, window: lm.with_window(window, SINKS),
     "overlap": _overlap,
+    "hierarchy": summarising,
 }
 """What makes each from the model and its window; see `sash.evaluation.methods.DESCRIPTIONS`."""
 
