@@ -171,3 +171,19 @@ def test_perplexity_by_position(sash: Sash, full_model: Path, text: Path):
     _, out, _ = sash("eval", "positions", full_model, "--text", text, *flags)
     assert out.splitlines()[0] == "perplexity by position, window 16, 200 tokens"
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["method", "full", "window", "sinks"]
+
+
+@pytest.mark.parametrize("verb", ["passkey", "distance", "influence", "ablate", "positions"])
+def test_ctrl_c_shows_what_there_is_and_ends_with_130(
+    sash: Sash, full_model: Path, text: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sash.cli.interrupt.Interrupt.__call__", lambda interrupt: True)
+    monkeypatch.setattr(
+        "sash.cli.interrupt.Interrupt.__enter__", lambda interrupt: setattr(interrupt, "requested", True) or interrupt
+    )
+    flags = [] if verb == "ablate" else ["--window", "128"]
+    code, out, err = sash("eval", verb, full_model, "--text", text, *flags, "--json")
+    assert code == 130
+    assert (json.loads(out)["results"], json.loads(out)["interrupted"]) == ([], True)
+    assert "interrupted: this is what was measured until then" in err
+    assert sash("eval", verb, full_model, "--text", text, *flags)[1] == ""
