@@ -198,3 +198,15 @@ def test_a_second_turn_reads_only_what_is_new(system: str | None, questions: tup
     assert (answer, second.completion.token_ids) == (cold.text, cold.token_ids)
     if ends == "stop":
         assert "Rome" in answer
+
+
+@pytest.mark.parametrize("speculate", ["lookup", "itself"])
+@pytest.mark.parametrize("name", ["gemma-3-270m", SMOL])
+def test_guesses_change_no_token_of_a_real_model(name: str, speculate: str, emma: str) -> None:
+    lm = load_decoder(name)
+    prompt = lm.tokenizer.encode(emma)[:PROMPT]
+    sampling = {"max_tokens": 96, "temperature": 0.0, "ignore_eos": True}
+    plain = lm.generate(prompt, **sampling)
+    quick = lm.generate(prompt, speculate=lm if speculate == "itself" else "lookup", **sampling)
+    assert quick.token_ids == plain.token_ids
+    assert quick.stats.accepted_tokens > 0

@@ -283,6 +283,7 @@ class LM(Reader):
         pin_overflow: str = "error",
         global_: Marks = (),
         audit: bool | Marks = False,
+        speculate: object = None,
         **sampling: Any,
     ) -> Completion:
         """Answer the last of `messages`, each a mapping with "role" and "content".
@@ -290,8 +291,8 @@ class LM(Reader):
         Args:
             messages: the conversation so far.
             safe_prompt: put the guardrail of the Mistral 7B paper (section 5.1) in front.
-            pins, pin_budget, pin_overflow, global_, audit: as in `generate`; "system", "user:1" and "message:3" name
-                messages.
+            pins, pin_budget, pin_overflow, global_, audit, speculate: as in `generate`; "system", "user:1" and
+                "message:3" name messages.
             **sampling: fields of `SamplingParams`.
 
         Raises:
@@ -303,7 +304,8 @@ class LM(Reader):
         ids = self.tokenizer.encode_chat(messages, safe_prompt=safe_prompt)
         more = params.max_tokens - 1
         asked = wishes.ask(self.config, self.tokenizer, ids, messages, n_written=more, safe_prompt=safe_prompt)
-        return self._complete([asked], params, continues=False)[0]
+        lm = self if speculate is None else self.with_speculation(speculate)
+        return lm._complete([asked], params, continues=False)[0]
 
     def session(self, pins: int = 0, *, sees: bool = False, log: bool | int = False) -> Session:
         """An open rolling buffer: feed it forever, let it write at any point.

@@ -9,10 +9,12 @@ import os
 import random
 from collections import Counter, deque
 from collections.abc import Hashable
+from collections.abc import Sequence as Many
 
 import pytest
 
 from sash.engine.admission import Room
+from sash.engine.proposer import CHEAP_ROWS, with_drafts
 from sash.engine.request import Lost, Request, Result, Sequence, Token, Work
 from sash.engine.scheduler import Pace, Scheduler
 from sash.errors import DoesNotFitError, NumericalError
@@ -24,9 +26,28 @@ PART = 250
 STATES = {
     "refused", "waiting", "reading", "writing", "resumed", "lost", "stop", "length", "error",
     "cancelled while waiting", "cancelled while reading", "cancelled while writing",
+    "drafted", "ahead", "cancelled ahead",
     "held back by memory", "held back by rows", "held back by lanes", "shared step", "slice", "overtaken",
 }  # fmt: skip
 END = 0
+
+
+class Guesses:
+    """Guesses one of the tokens that are written, or one that never is."""
+
+    def __init__(self, draw: random.Random) -> None:
+        self.draw = draw
+        self.tokens: list[int] = []
+
+    def extend(self, ids: Many[int]) -> None:
+        self.tokens += ids
+
+    def cut(self, length: int) -> None:
+        raise AssertionError("nobody takes anything back")
+
+    def propose(self, limit: int) -> list[int]:
+        assert limit > 0
+        return [self.draw.choice([7, 7, 7, 5]) for _ in range(self.draw.randint(0, limit + 1))]
 
 
 class World:
@@ -80,7 +101,10 @@ class World:
         longest = draw.choice([3, 20, 90])
         params = SamplingParams(max_tokens=draw.choice([1, 3, 12]))
         request = Request(
-            prompt_ids=tuple(range(1, 1 + draw.randint(1, longest))), params=params, stop_ids=frozenset({END})
+            prompt_ids=tuple(range(1, 1 + draw.randint(1, longest))),
+            params=params,
+            stop_ids=frozenset({END}),
+            proposer=Guesses(draw) if draw.random() < 0.4 else None,
         )
         lane = draw.choice([None, None, None, "a", "b", "c"])
         try:
@@ -100,7 +124,9 @@ class World:
         sequence = self.draw.choice(self.accepted)
         if sequence.finish_reason is None:
             state = "waiting" if sequence.row is None else "reading" if sequence.reading else "writing"
+            self.seen["cancelled ahead"] += sequence.ahead
             self.scheduler.cancel(sequence)
+            assert not sequence.ahead
             self.seen[f"cancelled while {state}"] += 1
             self.give_back([sequence])
             assert sequence not in self.scheduler.running
@@ -114,6 +140,7 @@ class World:
         running = self.scheduler.running
         works = self.scheduler.schedule()
         self.check_step(works, running)
+        works = self.guess(works)
         results = [(work, self.result(work)) for work in works]
         events = self.scheduler.commit(results)
         for work, result in results:
@@ -124,6 +151,25 @@ class World:
             self.seen[str(sequence.finish_reason)] += 1
         self.give_back(ended)
         self.trace.append([(work.sequence.row, work.n_tokens, work.writes) for work in works])
+
+    def guess(self, works: list[Work]) -> list[Work]:
+        """The same step with guesses, few enough, and for those that write only."""
+        drafted = with_drafts(works)
+        assert [(work.sequence, work.n_tokens, work.ahead) for work in drafted] == [
+            (work.sequence, work.n_tokens, work.ahead) for work in works
+        ]
+        writing = [work for work in drafted if not work.sequence.reading]
+        if any(work.drafts for work in drafted):
+            assert sum(work.n_rows for work in writing) <= CHEAP_ROWS
+            self.seen["drafted"] += 1
+        for work in drafted:
+            sequence, proposer = work.sequence, work.sequence.request.proposer
+            if work.drafts:
+                assert proposer is not None
+                assert not sequence.reading
+                assert proposer.tokens == [*sequence.request.prompt_ids, *sequence.output_ids]
+                assert len(sequence.output_ids) + len(work.drafts) < sequence.request.params.max_tokens
+        return drafted
 
     def admit(self) -> None:
         for sequence in self.scheduler.admit():
@@ -165,6 +211,12 @@ class World:
         assert works or not running
         sequences = [work.sequence for work in works]
         assert len(set(sequences)) == len(sequences)
+        ahead = [sequence for sequence in running if sequence.ahead]
+        if ahead:
+            # Nothing is computed for them, so nobody has to wait, and they wait for nobody.
+            assert works == [Work(sequence, 1, True, ahead=True) for sequence in ahead]
+            self.seen["ahead"] += 1
+            return
         writing = [work for work in works if not work.sequence.reading]
         reading = [work for work in works if work.sequence.reading]
         # Whoever writes goes in every step, by one token, and comes first.

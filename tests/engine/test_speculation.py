@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sash.attention.pattern import AttentionPattern
 from sash.engine.engine import Engine
+from sash.engine.overlap import Held, Overlap
 from sash.engine.proposer import MAX_DRAFTS, PromptLookup, Width, with_drafts
 from sash.engine.request import Request, Sequence, Token, Work
 from sash.engine.scheduler import Scheduler
@@ -20,9 +21,9 @@ from sash.network.cache import KVCache
 from sash.network.fused import FusedDecoder
 from sash.network.packed import Network
 from sash.network.ring_store import RingStore
-from sash.sampling import SamplingParams, SeenTokens
+from sash.sampling import SamplingParams
 from tests.conftest import small_config, small_decoder
-from tests.engine.runs import PATHS
+from tests.engine.runs import PATHS, alone, finish, heard, network_on, request_of, service_over, submit
 from tests.network.test_fused import config_of, decoder_of, parts_of
 
 N_IDS = 60
@@ -297,17 +298,19 @@ def test_lookup_proposes_what_followed_the_same_tokens(ids: list[int], n: int) -
 
 def test_width_rests_longer_after_each_failure_and_grows_on_success() -> None:
     width = Width(7)
-    rests = []
-    for _ in range(8):
-        width.learn(1, 0)
+    rests, widths = [], []
+    for _ in range(10):
         count = 0
-        while not width.allowed():
+        while not (allowed := width.allowed()):
             count += 1
         rests.append(count)
-    assert rests == [1, 2, 4, 8, 16, 32, 32, 32]
-    for expected in (2, 4, 7, 7):
-        width.learn(width.allowed(), width.allowed())
-        assert width.allowed() == expected
+        widths.append(allowed)
+        width.learn(allowed, 0)
+    assert rests == [0, 0, 0, 1, 2, 4, 8, 16, 32, 32]
+    assert widths == [4, 4, 2, 1, 1, 1, 1, 1, 1, 1]
+    width.learn(1, 1)
+    assert width.allowed() == 7
+    assert Width(2).allowed() == 2
 
 
 @pytest.mark.parametrize("numbers", [{"k": 0}, {"k": MAX_DRAFTS + 1}, {"min_ngram": 0}, {"min_ngram": 17}])
@@ -336,13 +339,46 @@ def test_the_scheduler_lets_those_go_first_that_are_ahead() -> None:
     assert first.position == 3 + len(first.output_ids) - 1
 
 
-def test_a_proposer_must_know_what_came_before() -> None:
-    with pytest.raises(UsageError, match="proposer knows"):
-        Request(
-            prompt_ids=(1,),
-            params=SamplingParams(),
-            row=0,
-            position=3,
-            seen=SeenTokens(),
-            proposer=PromptLookup().open(),
-        )
+@pytest.mark.parametrize("path", PATHS)
+def test_a_service_that_guesses_says_the_same_to_all(path: str) -> None:
+    network = network_on(path)
+    requests = [request_of(index, max_tokens=30, ignore_eos=True) for index in range(5)]
+    expected = [heard(network, alone(network, request)) for request in requests]
+    service = service_over(network, speculation=Guessing())
+    taken = [submit(service, request)[1] for request in requests]
+    finish(service)
+    assert [heard(network, one) for one in taken] == expected
+    assert sum(one.sequence.n_accepted for one in taken) > 0
+    row = service_over(network).capacity().row_bytes
+    assert service.capacity().row_bytes > row
+
+
+class Guessing:
+    """Guesses the last token again, which small networks often write."""
+
+    def open(self) -> Again:
+        return Again()
+
+
+class Again:
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    def extend(self, ids: Many[int]) -> None:
+        self.tokens += ids
+
+    def cut(self, length: int) -> None:
+        del self.tokens[length:]
+
+    def propose(self, limit: int) -> list[int]:
+        return (self.tokens[-3:] * limit)[:limit]
+
+
+def test_guesses_meet_neither_overlapping_windows_nor_what_sees_all() -> None:
+    proposer = PromptLookup().open()
+    with pytest.raises(UsageError, match="overlap"):
+        Request(prompt_ids=(1,), params=SamplingParams(), proposer=proposer, held=Held(Overlap(window=4, stride=2)))
+    with pytest.raises(UsageError, match="sees all"):
+        Request(prompt_ids=(1,), params=SamplingParams(), proposer=proposer, seers=(range(3),))
+    seeing = Request(prompt_ids=(1, 2), params=SamplingParams(), proposer=proposer, seers=(range(2),))
+    assert seeing.proposer is proposer

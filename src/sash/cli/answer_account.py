@@ -44,6 +44,11 @@ def draw_account(config: ModelConfig, stats: Statistics, finish_reason: str, aft
         asked = stats.prompt_tokens + stats.completion_tokens
         read = f"{stats.tokens_read:,} tokens went through the network for {asked:,}"
         lines.insert(2, f"overlap {read}, at most {stats.overlap:,} new ones a reading")
+    if stats.drafted_tokens:
+        right = stats.accepted_tokens / stats.drafted_tokens
+        lines.insert(
+            2, f"guesses {stats.drafted_tokens:,} tokens, {stats.accepted_tokens:,} of them right ({right:.0%})"
+        )
     return "\n".join(lines)
 
 

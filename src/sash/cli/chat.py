@@ -78,6 +78,7 @@ def command(
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    speculate: options.Speculate = None,
     api_key: options.ApiKey = None,
     save: kept_session.Save = None,
     resume: kept_session.Resume = None,
@@ -98,7 +99,7 @@ def command(
     how["show_stats"] = stats
     watched = pin_options.Watched.of(pin, pin_budget, pin_overflow)
     loading: dict[str, Any] = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv}
-    loading["weights"] = weights
+    loading |= {"weights": weights, "speculate": speculate}
     if model is not None and is_url(model):
         options.check_unsaid(loading)
         if save is not None or resume is not None:

@@ -58,6 +58,14 @@ Hierarchy = Annotated[
     typer.Option("--hierarchy", metavar="N", help="Sum up what left the window, N summaries of each doubling size."),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; by default as torch chooses.")]
+Speculate = Annotated[
+    str | None,
+    typer.Option(
+        "--speculate",
+        metavar="N|lookup|MODEL",
+        help="Guess N tokens ahead from the text so far (lookup: 7), or by a smaller MODEL: same answer, sooner.",
+    ),
+]
 
 
 def sampling(
@@ -144,6 +152,7 @@ def obtain(name: str) -> None:
 LOADING = {
     "chunk": "512", "dtype": None, "device": "cpu", "threads": None, "kv": "auto", "weights": "auto", "overlap": None,
     "hierarchy": None,
+    "speculate": None,
 }  # fmt: skip
 """Options that tell how a model is loaded, with what they are unless told."""
 
@@ -172,11 +181,12 @@ def load_lm(
     weights: str = "auto",
     overlap: str | None = None,
     hierarchy: int | None = None,
+    speculate: str | None = None,
 ) -> LM:
     """Fetch the model if it is not here, and load it. Imports torch.
 
     Raises:
-        SashError: as `obtain`, `sash.load` and `LM.with_overlap` do; an encoder is refused.
+        SashError: as `obtain`, `sash.load` and `LM.with_speculation` and `LM.with_overlap` do; an encoder is refused.
     """
     size, n_pins = parse_view(window, pins)
     stride = parse_overlap(overlap, size, n_pins)
@@ -198,4 +208,16 @@ def load_lm(
     )  # fmt: skip
     if hierarchy is not None:
         lm = lm.with_hierarchy(per_level=hierarchy)
+    if speculate is not None:
+        known = guesses(speculate)
+        lm = lm.with_speculation(load_lm(speculate, chunk=chunk, device=device) if known is None else known)
     return lm if stride is None else lm.with_overlap(stride)
+
+
+def guesses(speculate: str) -> str | int | None:
+    """What --speculate names, where it is not a model: "lookup", or how many tokens are guessed.
+
+    >>> guesses("lookup"), guesses("5"), guesses("smollm2-135m-instruct")
+    ('lookup', 5, None)
+    """
+    return "lookup" if speculate == "lookup" else int(speculate) if speculate.isdecimal() else None

@@ -203,6 +203,7 @@ def command(
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    speculate: options.Speculate = None,
     server: At = None,
     api_key: options.ApiKey = None,
     save: kept_session.Save = None,
@@ -231,7 +232,7 @@ def command(
         model, prompt = None, model
     given = Prompt.check(_files(file, prompt), prompt, chat=chat, system=system, safe_prompt=safe_prompt)
     loading: dict[str, Any] = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads}
-    loading |= {"kv": kv, "weights": weights}
+    loading |= {"kv": kv, "weights": weights, "speculate": speculate}
     if server is not None:
         options.check_unsaid({**loading, "overlap": overlap, "hierarchy": hierarchy})
         field = window_field(*options.parse_view(window, pins), may_slide=may_slide)

@@ -59,6 +59,10 @@ Strict = Annotated[bool, typer.Option("--strict-fields", help="Refuse fields tha
 Origin = Annotated[
     list[str] | None, typer.Option("--origin", metavar="URL", help="A web origin whose pages may call; repeatable.")
 ]
+Speculate = Annotated[
+    str | None,
+    typer.Option("--speculate", metavar="N|lookup", help="Guess N tokens ahead from the text so far (lookup: 7)."),
+]
 Drain = Annotated[float, typer.Option("--drain", metavar="SECONDS", help="How long accepted requests get at the end.")]
 
 
@@ -80,6 +84,7 @@ def command(
     weights: options.Weights = "auto",
     kv: options.KV = "auto",
     threads: options.Threads = None,
+    speculate: Speculate = None,
     snapshot_memory: SnapshotMemory = "1G",
     snapshot_dir: SnapshotDir = None,
     strict_fields: Strict = False,
@@ -94,6 +99,7 @@ def command(
     from sash.server.settings import Settings
 
     options.parse_view(window, pins)
+    _check_guesses(speculate)
     if not drain >= 0:
         raise UsageError(f"--drain counts seconds, so it is 0 or more; got {drain:g}")
     settings = Settings(
@@ -117,9 +123,17 @@ def command(
     start_early()
     load = functools.partial(
         options.load_lm, model, window=window, pins=pins, chunk=chunk, dtype=dtype, threads=threads, kv=kv,
-        weights=weights,
+        weights=weights, speculate=speculate,
     )  # fmt: skip
     return serve(settings, load)
+
+
+def _check_guesses(speculate: str | None) -> None:
+    """Refuse a model that guesses: it would take memory that nobody counts."""
+    if speculate is not None and options.guesses(speculate) is None:
+        raise UsageError(
+            f"a server guesses from the text so far: --speculate takes lookup or a number; got {speculate!r}"
+        )
 
 
 def serve(settings: Settings, load: functools.partial[LM]) -> int:

@@ -12,6 +12,7 @@ from sash.engine.scheduler import Pace, Scheduler
 from sash.engine.snapshots import Snapshots
 from sash.errors import DoesNotFitError, UsageError
 from sash.network.cache import KVCache
+from sash.network.drafts import SLOTS
 from sash.network.packed import Network
 
 
@@ -25,8 +26,11 @@ def assemble(
     token_budget: int,
     read_slice: int,
     snapshots: Snapshots | None,
+    speculates: bool = False,
 ) -> tuple[Steps, Gauges]:
     """An engine, and what measures it; see `sash.engine.service.Service` for the arguments.
+
+    `speculates` says that rows hold guesses, too.
 
     Raises:
         UsageError: numbers that cannot be.
@@ -34,7 +38,7 @@ def assemble(
     """
     if max_rows < 1 or token_budget < 1:
         raise UsageError(f"an engine needs 1 row and a budget of 1 token, or more; got {max_rows} and {token_budget}")
-    cost = cost_of(decoder.config, kv, str(decoder.dtype).removeprefix("torch."))
+    cost = cost_of(decoder.config, kv, str(decoder.dtype).removeprefix("torch."), n_drafts=SLOTS * speculates)
     row_bytes = cost(None, 1)
     if row_bytes > kv_memory:
         raise DoesNotFitError(

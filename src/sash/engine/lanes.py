@@ -129,8 +129,11 @@ def network_with(network: Network, config: ModelConfig) -> Network:
     return network.with_config(config)
 
 
-def cost_of(config: ModelConfig, kv: str, dtype: str) -> Cost:
-    """What sequences of a model take in each lane, in bytes, by the longest they can become."""
+def cost_of(config: ModelConfig, kv: str, dtype: str, *, n_drafts: int = 0) -> Cost:
+    """What sequences of a model take in each lane, in bytes, by the longest they can become.
+
+    `n_drafts` slots of every layer hold tokens that are guessed.
+    """
     sizes = KV_BYTES[kv_numbers(kv, dtype)]
 
     @lru_cache(maxsize=64)
@@ -141,7 +144,9 @@ def cost_of(config: ModelConfig, kv: str, dtype: str) -> Cost:
             raise UsageError(f"{lane!r} is not a lane")
         return lane_config(config, lane)
 
-    return lambda lane, length: kv_bytes(config_of(lane), length, *sizes)
+    number_bytes, scale_bytes = sizes
+    drafts = 2 * config.n_layers * n_drafts * config.n_kv_heads * (config.head_dim * number_bytes + scale_bytes)
+    return lambda lane, length: kv_bytes(config_of(lane), length, *sizes) + drafts
 
 
 def independent_lanes(network: Network) -> Callable[[Hashable], bool]:

@@ -56,15 +56,16 @@ class Speculation(Protocol):
 
 
 class Width:
-    """How many guesses are worth their rows: more after each that held to the end, fewer after others.
+    """How many guesses are worth their rows, which are cheap: all of them after one that was right, fewer after others.
 
-    After guesses that were wrong from the first, some steps go without any, twice as many each time.
+    Where even single guesses were wrong from the first, some steps go without any, twice as many each time: so a text
+    that cannot be guessed is written as if nobody tried.
 
     >>> width = Width(7)
-    >>> width.allowed(), width.learn(4, 4), width.allowed(), width.learn(7, 2), width.allowed()
-    (4, None, 7, None, 3)
-    >>> width.guess([8, 9]), width.see([5, 8]), width.allowed(), width.allowed(), width.allowed()
-    (None, None, 0, 1, 1)
+    >>> width.allowed(), width.learn(4, 1), width.allowed(), width.learn(7, 0), width.allowed()
+    (4, None, 7, None, 4)
+    >>> width.guess([8, 9]), width.see([5, 8]), width.allowed(), width.learn(1, 0), width.allowed(), width.allowed()
+    (None, None, 2, None, 0, 1)
     """
 
     FIRST = 4
@@ -101,13 +102,12 @@ class Width:
     def learn(self, n_drafted: int, n_accepted: int) -> None:
         """Note how guesses of one step fared."""
         if n_accepted:
-            self._failures = 0
-            wider = 2 * n_drafted if n_accepted == n_drafted else n_accepted + 1
-            self._width = min(self._most, max(self._width, wider) if n_accepted == n_drafted else wider)
+            self._failures = self._rest = 0
+            self._width = self._most
             return
-        self._rest = min(2**self._failures, self.MOST_REST)
+        self._width = max(1, min(self.FIRST >> self._failures, self._most))
         self._failures += 1
-        self._width = 1
+        self._rest = 0 if self._failures < 3 else min(2 ** (self._failures - 3), self.MOST_REST)
 
 
 def accepted(drafts: Many[int], ids: Many[int]) -> int:
@@ -146,7 +146,8 @@ def _drafts(work: Work, limit: int) -> tuple[int, ...]:
     if proposer is None or limit <= 0:
         return ()
     try:
-        proposer.extend(sequence.known_from(len(proposer.tokens)))
+        if not request.position:
+            proposer.extend(sequence.known_from(len(proposer.tokens)))
         return tuple(proposer.propose(limit))[:limit]
     except Exception:
         logger.exception("nothing could be guessed: the answer goes on without")

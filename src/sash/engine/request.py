@@ -37,7 +37,7 @@ class Request:
             log-probabilities of the prompt. Nothing is then taken from a snapshot: the whole prompt is read.
         reuse: whether what was read before may be taken from a snapshot, and this be kept in one.
         proposer: what guesses the tokens to come, so that several are read in one step; they change nothing of the
-            answer. It belongs to this sequence alone, and knows what came before the prompt.
+            answer. It belongs to this sequence alone. Where the row holds a beginning, its owner tells it every token.
         salt: only snapshots that were kept with the same salt are taken.
         held: what its row holds, where it is read by overlapping windows; it is kept up to date.
 
@@ -77,15 +77,13 @@ class Request:
         if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= MAX_LOGPROBS:
             raise UsageError(f"prompt_logprobs must be from 0 to {MAX_LOGPROBS}; got {self.prompt_logprobs}")
         if self.proposer is not None:
-            self._check_guessed(self.proposer)
+            self._check_guessed()
 
-    def _check_guessed(self, proposer: Proposer) -> None:
+    def _check_guessed(self) -> None:
         if self.held is not None:
             raise UsageError("windows that overlap are read again before any guess could be: leave the guessing out")
         if any(run.stop > len(self.prompt_ids) for run in self.seers):
             raise UsageError("what is written sees all, and guesses see what is in the window: leave the guessing out")
-        if len(proposer.tokens) < self.position:
-            raise UsageError(f"the proposer knows {len(proposer.tokens)} of the {self.position} tokens before")
 
     @property
     def n_pins(self) -> int:
@@ -254,9 +252,9 @@ class Sequence:
             return self.output_ids[self.n_read - n_prompt : end - n_prompt]
         return [*self.request.prompt_ids[self.n_read : end], *self.output_ids[: max(0, end - n_prompt)]]
 
-    def known_from(self, position: int) -> list[int]:
-        """The tokens known so far from an absolute position on."""
-        n_prompt, first = len(self.request.prompt_ids), position - self.request.position
+    def known_from(self, first: int) -> list[int]:
+        """The tokens known so far, without the first of the prompt and the output."""
+        n_prompt = len(self.request.prompt_ids)
         return [*self.request.prompt_ids[first:], *self.output_ids[max(0, first - n_prompt) :]]
 
     def read_ids(self) -> list[int]:

@@ -10,13 +10,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from sash.engine.assembly import assemble
 from sash.engine.figures import Capacity, Figures, Health, State
 from sash.engine.lanes import Lane
+from sash.engine.proposer import Speculation
 from sash.engine.request import Event, Request, Sequence
 from sash.engine.snapshots import Snapshots
 from sash.errors import DrainingError, PinsError, QueueFullError, SashError, UsageError
@@ -61,6 +62,7 @@ class Service:
         max_waiting: int = 128,
         snapshots: Snapshots | None = None,
         read_slice: int = READ_SLICE,
+        speculation: Speculation | None = None,
     ) -> None:
         """Make room for the sequences; nothing runs before `start`.
 
@@ -75,6 +77,7 @@ class Service:
             snapshots: what was read before; None reads every prompt from its beginning. Only used by the engine's
                 thread.
             read_slice: prompt tokens of a step while somebody writes, where chunks change no numbers.
+            speculation: what guesses tokens to come, where little else is to be computed; answers stay as they are.
 
         Raises:
             UsageError: numbers that cannot be.
@@ -92,7 +95,9 @@ class Service:
             token_budget=token_budget,
             read_slice=read_slice,
             snapshots=snapshots,
+            speculates=speculation is not None,
         )
+        self._speculation = speculation
         self._state: State = "loading"
         self._error: str | None = None
         self._changed = threading.Condition()
@@ -136,7 +141,7 @@ class Service:
             DoesNotFitError: the request takes more memory than there is for all.
             WindowError, PinsError, UsageError: it cannot be.
         """
-        sequence = Sequence(request, self._check(request, lane or Lane()))
+        sequence = Sequence(self._guessed(request), self._check(request, lane or Lane()))
         sequence.arrived = time.monotonic()
         ticket = Ticket(sequence, take)
         with self._changed:
@@ -205,6 +210,14 @@ class Service:
         key = None if lane.own else lane
         self._steps.scheduler.admission.check(key, request.longest)
         return key
+
+    def _guessed(self, request: Request) -> Request:
+        """The request with what guesses its tokens, which looks at the prompt here, not on the engine's thread."""
+        if self._speculation is None or request.proposer is not None or request.held is not None or request.seers:
+            return request
+        proposer = self._speculation.open()
+        proposer.extend(request.prompt_ids)
+        return replace(request, proposer=proposer)
 
     # The engine's thread.
 

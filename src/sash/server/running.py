@@ -234,6 +234,7 @@ def make_service(lm: LM, settings: Settings) -> SnapshotService:
         chunk=lm.chunk,
         max_waiting=settings.max_waiting,
         snapshots=_snapshots(lm, settings) if settings.snapshot_memory else None,
+        speculation=lm.speculation,
     )
 
 
