@@ -226,3 +226,11 @@ def test_a_chat_goes_on_and_back_after_a_restart_as_if_there_had_been_none(make,
             fresh = KVCache(config, kv=kv, log=True)
             fresh.restore(fresh.allocate(), found.state, found.length)
             assert torch.equal(go_on(fresh, 0, ids, length), whole[length:])
+
+
+def test_turns_of_a_chat_do_not_hold_a_copy_each() -> None:
+    """A block of a layer without a bound that is copied at each turn is held once, by the pieces of all turns."""
+    snapshots = Snapshots(1 << 20)
+    for length in (5, 9, 10, 13, 16):
+        snapshots.keep([1] * length, None, row_of([1] * length))
+        assert snapshots.nbytes == held(snapshots) == 8 * length + 4 * length

@@ -134,12 +134,13 @@ class Snapshots:
         last: Piece | None = None
         path: dict[int, Piece] = {}
         for label in Asked(self._fingerprint, ids, lane, salt, pins).labels():
-            known = self._index.longer(label)
-            if known is None or (known.state is None and known.name == label.name):
-                piece = cut(state, label.start, label.length)
-                if piece is not None:
-                    known = known or Piece.of(label, piece)
+            known, piece = self._index.longer(label), cut(state, label.start, label.length)
+            if piece is not None and (known is None or known.name == label.name):
+                known = known or Piece.of(label, piece)
+                if known.state is None:
                     self._take_in(known, piece, write=True)
+                else:
+                    self._share(known, piece)
             if known is not None:
                 path[label.start] = last = known
         if last is not None:
@@ -253,6 +254,14 @@ class Snapshots:
         self._fronts[piece.name] = piece
         if write and self._folder is not None and not piece.on_disk:
             self._folder.keep(piece.label, alone(state, piece.label.start))
+
+    def _share(self, piece: Piece, state: RowState) -> None:
+        """Have a piece hold what a row holds there: the same numbers, in blocks that others may hold as well."""
+        before = piece.storages
+        piece.state = state
+        piece.storages = {**state.storages(), piece.name: len(piece.label.ids)}
+        self._held.hold(piece.storages)
+        self._held.free(before)
 
     def _touch(self, path: dict[int, Piece], starts: list[int]) -> None:
         """Note that a row goes on from these; the first of them stay longest."""
