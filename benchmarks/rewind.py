@@ -96,10 +96,10 @@ class Tally:
     def result(self, name: str) -> dict[str, Any]:
         """All of it."""
         return {
-            f"{name}_max_difference": max(self.differences),
+            f"{name}_max_difference": max(self.differences, default=float("nan")),
             f"{name}_bitwise": sum(difference == 0 for difference in self.differences),
-            f"{name}_seconds_median": statistics.median(self.seconds),
-            f"{name}_against_cold_median": statistics.median(self.shares),
+            f"{name}_seconds_median": statistics.median(self.seconds or [float("nan")]),
+            f"{name}_against_cold_median": statistics.median(self.shares or [float("nan")]),
             f"{name}_within_target": sum(share <= TARGET for share in self.shares),
             f"{name}_refused": self.refused,
         }
