@@ -37,7 +37,7 @@ help:
 	@echo 'make test-models  the tests on the real checkpoints of the catalogue (pulled once, 325 MB)'
 	@echo 'make test-large   the tests that need 24 GiB of memory'
 	@echo 'make test-simulation  a million requests through the scheduler, and a thousand faults in the engine'
-	@echo 'make test-chaos   the server against thousands of vanishing, slow, malformed and hostile clients'
+	@echo 'make test-chaos   the server against thousands of hostile clients; files against kills, torn writes and flipped bits'
 	@echo 'make web          build the page anew into the package (needs Node.js)'
 	@echo 'make test-web     is the built page that of its source, and do all its flows work (needs Node.js and Chromium)'
 	@echo 'make lint         ruff and mypy'
@@ -106,7 +106,8 @@ test-simulation: $(STAMP)
 	  tests/engine/test_simulation.py tests/engine/test_walls.py
 
 test-chaos: $(STAMP)
-	SASH_CHAOS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 3000 tests/server
+	SASH_CHAOS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 3000 tests/server \
+	  tests/test_saved_damage.py tests/engine/test_snapshot_files.py tests/engine/test_damaged_pieces.py
 
 web/node_modules: web/package.json web/package-lock.json
 	npm ci --prefix web --no-audit --no-fund

@@ -79,6 +79,32 @@ def test_pins_and_penalties_go_on(name: str, tmp_path: Path) -> None:
     assert unpinned.generate(params).token_ids != read_some(lm, 4 * W, pins=5).generate(params).token_ids
 
 
+@pytest.mark.parametrize("name", ["window", *NATIVE])
+def test_an_answer_that_was_left_in_the_midst_goes_on(name: str, tmp_path: Path) -> None:
+    """With guesses several tokens may have been read by then that nobody has been given."""
+    lm = make_lm(name).with_speculation("lookup")
+    ids = lm.tokenizer.encode("abcabd" * 12)
+    whole = lm.session()
+    whole.feed(ids)
+    params = replace(GREEDY, max_tokens=40)
+    expected = whole.generate(params).token_ids
+    for pieces in (1, 2, 5, 9):
+        session = lm.session()
+        session.feed(ids)
+        stream = session.stream(params)
+        for _ in zip(range(pieces), stream, strict=False):
+            pass
+        stream.close()
+        count = session.tokens - len(ids)
+        assert stream.completion.token_ids == expected[:count]
+        lm.save_session(session, tmp_path / "kept")
+        again = lm.load_session(tmp_path / "kept")
+        assert isinstance(again, Session)
+        rest = again.generate(replace(GREEDY, max_tokens=40 - count)).token_ids
+        assert rest == expected[count:]
+        assert session.generate(replace(GREEDY, max_tokens=40 - count)).token_ids == rest
+
+
 def test_a_size_that_does_not_depend_on_the_length(tmp_path: Path) -> None:
     lm = make_lm("window")
     sizes = [lm.save_session(read_some(lm, length), tmp_path / "kept") for length in (3 * W, 30 * W)]

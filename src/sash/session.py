@@ -447,13 +447,18 @@ class Session:
             row = row.since(max(0, read - back))
         return SessionState(
             tokens=self.tokens,
-            ids=None if self._ids is None else tuple(self._ids),
+            ids=self._known_ids(),
             unread=tuple(self._unread),
             seen=tuple(self._seen.ids.tolist()),
             pinned=self.pinned,
             seers=self.global_positions,
             row=row,
         )
+
+    def _known_ids(self) -> tuple[int, ...] | None:
+        if self._ids is None and self._proposer is not None and len(self._proposer.tokens) == self.tokens:
+            return tuple(self._proposer.tokens)
+        return None if self._ids is None else tuple(self._ids)
 
     def take_up(self, state: SessionState) -> None:
         """Go on from a state in the place of what was read here; the state stays as it is.
@@ -468,9 +473,10 @@ class Session:
         self._ids = None if state.ids is None else array("i", state.ids)
         self._unread, self._seen, self._pinned = list(state.unread), SeenTokens(state.seen), set(state.pinned)
         self._seers, self.tokens, self.intact = set(state.seers), state.tokens, True
-        if self._speculation is not None:
-            self._proposer = self._speculation.open()
-            self._proposer.extend(state.unread if state.ids is None else state.ids)
+        guesses = self._speculation is not None and state.ids is not None  # nobody guesses without what was said
+        self._proposer = self._speculation.open() if self._speculation is not None and guesses else None
+        if self._proposer is not None:
+            self._proposer.extend(state.ids or ())
 
 
 def _first_difference(one: Many[int], other: Many[int], end: int) -> int:

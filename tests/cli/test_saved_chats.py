@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from sash.cli import chat
+from sash.cli.talk import Talk
+from sash.engine import sealed_file
 from sash.loading import load_decoder
 from sash.sampling import SamplingParams
 from tests.cli.conftest import write_model
@@ -182,3 +189,43 @@ def test_chats_and_texts_are_gone_on_with_by_their_own_command(sash: Sash, windo
     assert (code, "by `sash chat --resume" in err) == (2, True)
     code, _, err = sash("chat", "--resume", tmp_path / "text", stdin=lines("Why?"))
     assert (code, "by `sash run --resume" in err) == (2, True)
+
+
+def test_a_save_that_fails_is_told_and_tried_again_at_the_end(
+    windowed_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    lm = load_decoder(windowed_model)
+    talk = Talk(lm, SamplingParams(max_tokens=8, temperature=0.0))
+    fsync, calls = os.fsync, []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) <= 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(sealed_file.os, "fsync", full)
+    monkeypatch.setattr(chat, "terminal_messages", lambda names: iter(["Hello", "And then?"]))
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    chat._converse(talk, "hello", tmp_path / "kept")
+    assert capsys.readouterr().err.count("error: the disk is full") == 2
+    again = lm.load_session(tmp_path / "kept")
+    assert again.messages == talk.conversation.messages  # type: ignore[union-attr]
+    assert len(talk.conversation.messages) == 4
+
+
+def test_ctrl_c_waits_for_a_save(windowed_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lm = load_decoder(windowed_model)
+    talk = Talk(lm, SamplingParams(max_tokens=8, temperature=0.0))
+    talk.say("Hello")
+    fsync, presses = os.fsync, [signal.SIGINT]
+
+    def pressed(handle: int) -> None:
+        if presses:
+            os.kill(os.getpid(), presses.pop())
+        fsync(handle)
+
+    monkeypatch.setattr(sealed_file.os, "fsync", pressed)
+    talk.save(tmp_path / "kept")
+    assert lm.load_session(tmp_path / "kept").messages == talk.conversation.messages  # type: ignore[union-attr]

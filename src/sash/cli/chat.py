@@ -140,12 +140,19 @@ def _so_far(talk: Talk) -> str:
 
 
 def _converse(talk: AnyTalk, greeting: str, place: Path | None = None) -> None:
+    unsaved = False
+
     def keep() -> None:
+        nonlocal unsaved
         if place is not None and isinstance(talk, Talk):
+            unsaved = True
             talk.save(place)
+            unsaved = False
 
     if sys.stdin.isatty() and sys.stderr.isatty():
         typer.echo(f"{greeting}. /help lists commands, Ctrl-D leaves.", err=True)
         converse(talk, terminal_messages(list(COMMANDS)), stops_at_errors=False, keep=keep)
     else:
         converse(talk, plain_messages(sys.stdin), stops_at_errors=True, keep=keep)
+    if unsaved:  # the disk may have room by now
+        keep()
