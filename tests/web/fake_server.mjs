@@ -60,6 +60,8 @@ export class FakeServer {
   release = null;
   reply = "This is a short answer with **bold** words.";
   gap = 2;
+  windowFaults = [];
+  modelsKnown = null;
   cancelled = 0;
   authorizations = [];
 
@@ -83,12 +85,14 @@ export class FakeServer {
     if (this.key && request.headers.authorization !== `Bearer ${this.key}`) {
       return fail(response, 401, "this server asks for an API key", "invalid_api_key");
     }
+    if (path === "/v1/models") await this.modelsKnown;
     if (path === "/v1/models") return send(response, { object: "list", data: this.models.map((id) => this.#card(id)) });
     const chunks = [];
     for await (const chunk of request) chunks.push(chunk);
     const body = JSON.parse(Buffer.concat(chunks).toString());
     if (path === "/v1/window") {
       this.asked.window.push(body);
+      if (this.windowFaults.length > 0) return fail(response, this.windowFaults.shift(), "no account now", "server_error");
       return send(response, account(body.messages, body.window, this.mixed));
     }
     if (path === "/v1/chat/completions") return this.#chat(body, response);

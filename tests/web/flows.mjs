@@ -164,6 +164,29 @@ flow("asks about the window while typing, and not at each key", async ({ page, s
   await page.getByText(/20 tokens$/).waitFor();
 });
 
+flow("asks again what is seen where the server failed", async ({ page, server }) => {
+  server.windowFaults = [500, 503];
+  await talk(page, "Hello");
+  await page.getByText(/The window cannot be shown/).waitFor();
+  await page.locator(".band").waitFor();
+  assert.deepEqual(server.windowFaults, []);
+  assert.equal(await page.getByText(/The window cannot be shown/).count(), 0);
+}, { allowed: NETWORK });
+
+flow("sends one message while the models are still asked for", async ({ browser, server }) => {
+  let know;
+  server.modelsKnown = new Promise((resolve) => (know = resolve));
+  const { page, context } = await visit(browser, server.url);
+  await say(page, "One");
+  await page.getByRole("button", { name: "Stop the answer" }).waitFor();
+  await say(page, "Two");
+  know();
+  await settled(page);
+  assert.deepEqual(server.asked.chat.map(({ messages }) => messages), [[{ role: "user", content: "One" }]]);
+  assert.equal(await box(page).inputValue(), "Two");
+  await context.close();
+}, { own: true });
+
 flow("lets the window slide while an answer streams", async ({ page, server }) => {
   server.reply = LONG;
   await talk(page, "One");

@@ -48,6 +48,16 @@ export function fromThrown(error: unknown, streaming: boolean): Failure {
   return new Failure("dropped", streaming ? DROPPED : String((error as Error)?.message ?? error));
 }
 
+const FIRST_RETRY_MS = 500;
+const LAST_RETRY_MS = 30_000;
+
+/** How long to wait before a question that failed is asked again, the `tries`-th time; null where that would not help. */
+export function retryAfter(error: unknown, tries: number): number | null {
+  const failure = fromThrown(error, false);
+  if (failure.kind === "refused" || failure.kind === "key") return null;
+  return Math.max((failure.wait ?? 0) * 1000, Math.min(FIRST_RETRY_MS * 2 ** (tries - 1), LAST_RETRY_MS));
+}
+
 export const dropped = (): Failure => new Failure("dropped", DROPPED);
 
 function sentence(text: string): string {

@@ -67,11 +67,15 @@ export function again(id: string): void {
   if (old.parent !== null) void ask(old.parent);
 }
 
+/** From here on the page is busy: what is sent while the models are still asked for would be a second answer. */
 async function ask(question: string): Promise<void> {
   const conversation = current.peek().id;
+  const message: Message = { id: newId(), parent: question, role: "assistant", content: "", created: Date.now() };
+  controller = new AbortController();
+  const { signal } = controller;
+  answering.value = { conversation, message: message.id, text: "", count: 0, started: performance.now(), firstAt: null };
   if (models.peek().length === 0) await greet();
   const model = modelOf(current.peek());
-  const message: Message = { id: newId(), parent: question, role: "assistant", content: "", created: Date.now() };
   if (model) message.model = model;
   const out = outgoing(current.peek(), question);
   const asked = current.peek();
@@ -79,10 +83,11 @@ async function ask(question: string): Promise<void> {
   if (!model) {
     const failure = trouble.peek() ?? new Failure("server", "The server has no model loaded.");
     await alter(conversation, (tree) => change(tree, message.id, { error: failure.message }));
+    answering.value = null;
+    controller = null;
     return;
   }
-  controller = new AbortController();
-  await follow({ conversation, message: message.id, body: chatBody(asked, model, out), signal: controller.signal });
+  await follow({ conversation, message: message.id, body: chatBody(asked, model, out), signal });
 }
 
 interface Errand {

@@ -2,6 +2,7 @@
 
 import { batch, computed, effect, signal } from "@preact/signals";
 import type { Conversation } from "../model/conversation";
+import { retryAfter } from "../model/failure";
 import { outgoing, windowBody } from "../model/request";
 import { advance, readView, type Share, type View } from "../model/view";
 import { answering, canChat, modelOf } from "./answering";
@@ -12,6 +13,14 @@ interface Seen {
   conversation: string;
   ids: string[];
   view: View;
+}
+
+interface Question {
+  conversation: string;
+  ids: string[];
+  body: Record<string, unknown>;
+  pinned: Set<number>;
+  mixed: boolean;
 }
 
 export const draft = signal("");
@@ -66,6 +75,29 @@ export function watch(): void {
   let timer: ReturnType<typeof setTimeout> | undefined;
   let pending: AbortController | undefined;
   let last = "";
+
+  function ask(question: Question, tries: number): void {
+    pending?.abort();
+    pending = new AbortController();
+    const { signal } = pending;
+    call("v1/window", question.body, signal)
+      .then(async (response) => readView(await response.json(), question.pinned, question.mixed))
+      .then((fresh) => {
+        if (signal.aborted) return;
+        batch(() => {
+          seen.value = { conversation: question.conversation, ids: question.ids, view: fresh };
+          unseen.value = null;
+        });
+      })
+      .catch((error: unknown) => {
+        if (signal.aborted) return;
+        unseen.value = (error as Error).message;
+        const wait = retryAfter(error, tries);
+        if (wait === null) last = "";
+        else timer = setTimeout(() => ask(question, tries + 1), wait);
+      });
+  }
+
   effect(() => {
     const conversation = current.value;
     const model = modelOf(conversation);
@@ -88,25 +120,8 @@ export function watch(): void {
     const key = `${conversation.id} ${JSON.stringify(body)}`;
     if (key === last) return;
     clearTimeout(timer);
-    timer = setTimeout(() => {
-      last = key;
-      pending?.abort();
-      pending = new AbortController();
-      const { signal } = pending;
-      call("v1/window", body, signal)
-        .then(async (response) => readView(await response.json(), pinnedOf(conversation, out.ids), mixed))
-        .then((fresh) => {
-          if (signal.aborted) return;
-          batch(() => {
-            seen.value = { conversation: conversation.id, ids: out.ids, view: fresh };
-            unseen.value = null;
-          });
-        })
-        .catch((error: unknown) => {
-          if (signal.aborted) return;
-          last = "";
-          unseen.value = (error as Error).message;
-        });
-    }, typed ? WAIT_MS : 0);
+    const question = { conversation: conversation.id, ids: out.ids, body, pinned: pinnedOf(conversation, out.ids), mixed };
+    last = key;
+    timer = setTimeout(() => ask(question, 1), typed ? WAIT_MS : 0);
   });
 }
