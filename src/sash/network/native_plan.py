@@ -86,6 +86,9 @@ class NativePlan:
         sees_log = pattern.holds_global and self._sees_log
         back = pattern.global_reach and pattern.global_reach - 1 if sees_log else pattern.reach_back
         self.native.add_kind(0 if back is None else back + 1, own[0].data_ptr(), own[1].data_ptr(), *clamped)
+        if isinstance(store, RingStore) and store.tap is not None:
+            queries = store.tap.open(self._batch.spans, torch.bfloat16)
+            self.native.export_queries(queries.data_ptr(), store.tap.n_tokens)
         if store is not None and pattern not in self._placements:
             self._placements[pattern] = [
                 self._guesses[span] if span.drafted else store.place(self._batch, span) for span in self._batch.spans

@@ -25,6 +25,7 @@ from sash.network.batch import Batch, Span
 from sash.network.blocks import Block
 from sash.network.growing_store import fits_layout
 from sash.network.log import Log, LogRoom
+from sash.network.query_tap import QueryTap
 from sash.network.slots import HeldRun, Layout, Placement, Put, Vectors, stretches
 from sash.network.store_state import StoreState
 
@@ -41,6 +42,7 @@ class RingStore:
         ring, pins: [2 (keys, values), layers, rows, G, S] vectors of all rows; of none where rows are made on demand.
         positions: the position in each slot of a row's ring, -1 for an empty one.
         annex: slots that are filled between steps; None where the pattern has none.
+        tap: keeps what the last tokens of each step ask; None, and nothing is kept, until somebody puts one there.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class RingStore:
         self.pattern, self.layout, self._on_demand = pattern, layout, on_demand
         if room is None and pattern.holds_global:
             room = LogRoom()
+        self.tap: QueryTap | None = None
         self.log = None if room is None else Log(layout, room)
         self.annex = Annex(layout, pattern.annex) if pattern.annex else None
         self.n_slots = (pattern.capacity() or 0) - pattern.pins - pattern.annex

@@ -97,6 +97,9 @@ class Step:
                 k_GTK = mix(k_GTK, self._cache.mixing)
             store, slot = self._cache.stores[layer.pattern], self._cache.layer_in_store(index)
             kept = store.layout.kept(k_GTK), store.layout.kept(v_GTK)
+            if isinstance(store, RingStore) and store.tap is not None:
+                store.tap.open(self._batch.spans, self._dtype)
+                store.tap.take(slot, q_THK)
             self._write(layer.pattern, store, slot, kept, single=True)
             if self._cache.rounds:  # a token's key is the same number in its own step as in its slot
                 k_GTK, v_GTK = (vectors.to(self._dtype) for vectors in kept)
