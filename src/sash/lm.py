@@ -6,7 +6,7 @@ Shape suffixes: T tokens, D dim, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from sash.errors import EmptyPromptError, UsageError
 from sash.network.hierarchy import Hierarchy
 from sash.network.packed import Network
 from sash.network.sizing import log_bytes
+from sash.network.recall import RecallSettings, recalling
 from sash.reading import Reader
 from sash.sampling import SamplingParams
 from sash.session import Session
@@ -62,7 +63,30 @@ class LM(Reader):
 
     def _over(self, decoder: Network) -> LM:
         lm = LM(decoder, self.tokenizer, name=self.name, chunk=self.chunk, kv=self.kv)
-        lm.speculation = self.speculation
+        lm.speculation, lm.recall = self.speculation, self.recall
+        return lm
+
+    def with_recall(self, budget: int | None = None, *, layers: Collection[int] | None = None, **settings: int) -> LM:
+        """This model over the same weights, where what slid out of the window is brought back when it is wanted.
+
+        All keys and values are kept in a log on the host. After every step the blocks that the last queries want most
+        stand beside the window for the next one; see `sash.network.recall`. Prompts are read in pieces, so that what is
+        brought back follows what is read; the last tokens of what is fed are taken for a question and read a few at a
+        time. Layers that recall hold the beginning of the text too, if the model pins nothing else.
+
+        Args:
+            budget: slots of a layer for what is brought back; by default as many as window and pins leave of twice
+                the window.
+            layers: which layers recall, counted from 0; by default those whose window was forced on them, or all with a
+                window if none was.
+            **settings: fields of `sash.network.recall.RecallSettings`: block, piece, question, step.
+
+        Raises:
+            UsageError: settings that cannot be, or layers without a window.
+        """
+        how = RecallSettings(**settings)
+        lm = self._over(network_with(self.decoder, recalling(self.config, how, budget, layers)))
+        lm.recall = how
         return lm
 
     def with_speculation(self, speculate: object = "lookup") -> LM:

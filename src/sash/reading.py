@@ -16,6 +16,7 @@ from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import ModelConfig
 from sash.network.packed import Network
+from sash.network.recall import RecallSettings
 from sash.network.sizing import check_kv, kv_numbers
 from sash.session_state import check_ids
 from sash.text.tokenizer import Tokenizer
@@ -35,7 +36,10 @@ class Reader:
         chunk: tokens of a prompt that are read at once.
         kv: what keys and values are kept as: "auto" (as they are computed), "bf16" or "int8".
         overlap: how it reads by overlapping windows; None where windows roll.
+        recall: how what slid out of the window is brought back; None for not at all. See `LM.with_recall`.
     """
+
+    recall: RecallSettings | None = None
 
     def __init__(
         self,
@@ -78,7 +82,9 @@ class Reader:
             UsageError: no rows, or a `kv` that is not known.
             DoesNotFitError: there is no memory for it.
         """
-        return KVCache(self.config, n_rows, self.dtype, self.device, self.kv if kv is None else kv, log=log)
+        return KVCache(
+            self.config, n_rows, self.dtype, self.device, self.kv if kv is None else kv, log=log, recall=self.recall
+        )
 
     def hidden(self, ids: list[int], chunk: int | None = 512) -> Iterator[Tensor]:
         """Hidden states of `ids`, chunk by chunk, each [C, D], read through the rolling buffer.

@@ -411,7 +411,8 @@ class Session:
     def fork(self) -> Session:
         """A second session that has read the same and goes its own way; the first is untouched."""
         config = self._cache.config
-        cache = KVCache(config, 1, self._cache.dtype, self._cache.device, self._cache.kv, log=self.log)
+        recall = None if self._cache.recall is None else self._cache.recall.settings
+        cache = KVCache(config, 1, self._cache.dtype, self._cache.device, self._cache.kv, log=self.log, recall=recall)
         twin = Session(self._decoder, self._tokenizer, cache, chunk=self._chunk, speculation=self._speculation)
         if self._proposer is not None and twin._proposer is not None:
             twin._proposer.extend(self._proposer.tokens)

@@ -5,6 +5,7 @@
 #include "limits_isa.h"
 #include "linear_amx_int4.h"
 #include "linear_isa.h"
+#include "rank_isa.h"
 #include "table.h"
 
 #define SASH_NAME(isa) SASH_TEXT(isa)
@@ -34,7 +35,7 @@ const KernelTable& table() {
   static const KernelTable filled{
       SASH_NAME(SASH_ISA), enter,     leave,     prepare_row, clear_rows,
       multiply,            normalise, turn_head, keep_head,   pack_row,
-      attend_rows,         attention_scratch_bytes,
+      attend_rows,         attention_scratch_bytes, rank_blocks,
   };
   return filled;
 }

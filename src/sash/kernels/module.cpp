@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -179,6 +180,28 @@ void bind_work(nb::module_& module) {
          uintptr_t scale4, uintptr_t minimum, int64_t step) {
         return stepper().pack_blocks({static_cast<Stored>(kind), at<const uint8_t>(rows), n_rows, k}, rotation,
                                      {at<char>(data), at<float>(scale8), at<uint16_t>(scale4), at<uint16_t>(minimum), step});
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+  module.def(
+      "rank",
+      [](uintptr_t queries, const std::vector<int64_t>& sizes, int64_t n_stretches, uintptr_t table, uintptr_t out) {
+        const Ranking ranking{at<const uint16_t>(queries), sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3),
+                              sizes.at(4),                 sizes.at(5), sizes.at(6), sizes.at(7), sizes.at(8)};
+        std::vector<RankedStretch> stretches;
+        int64_t first = 0;
+        for (const int64_t* row = at<const int64_t>(table); n_stretches > 0; --n_stretches, row += 7) {
+          stretches.push_back({reinterpret_cast<const char*>(row[0]), reinterpret_cast<const float*>(row[1]), first,
+                               row[2], row[3], row[4], row[5], row[6]});
+          first += row[2];
+        }
+        stepper().rank(ranking, stretches, first, at<float>(out));
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+  module.def(
+      "copy_runs",
+      [](uintptr_t from, uintptr_t to, int64_t count, int64_t bytes) {
+        for (int64_t i = 0; i < count; ++i)
+          std::memcpy(at<char>(at<uintptr_t>(to)[i]), at<char>(at<uintptr_t>(from)[i]), static_cast<size_t>(bytes));
       },
       nb::call_guard<nb::gil_scoped_release>());
   module.def(

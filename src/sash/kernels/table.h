@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "rank.h"
 
 namespace sash {
 
@@ -32,6 +33,8 @@ struct KernelTable {
   // See attention.h.
   void (*attend_rows)(const AttentionTask& task, int64_t first_row, int64_t last_row, void* scratch);
   size_t (*attention_scratch_bytes)(int64_t head_dim);
+  // See rank.h.
+  void (*rank_blocks)(const RankTask& task);
 };
 
 #ifdef SASH_HAVE_AMX

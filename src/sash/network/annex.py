@@ -24,6 +24,7 @@ class Annex:
 
     Attributes:
         n_slots: of each row.
+        tags: what whoever fills the annex of a row notes of what is in it; gone with what it shows.
     """
 
     def __init__(self, layout: Layout, n_slots: int) -> None:
@@ -31,6 +32,7 @@ class Annex:
         self._slots: list[Vectors | None] = [None] * layout.n_rows
         self._counts = [0] * layout.n_rows
         self._log_weights: list[Tensor | None] = [None] * layout.n_rows
+        self.tags: list[Tensor | None] = [None] * layout.n_rows
 
     @property
     def nbytes(self) -> int:
@@ -98,6 +100,7 @@ class Annex:
     def clear(self, row: int) -> None:
         """Show nothing."""
         self.show(row, 0)
+        self.tags[row] = None
 
     def wipe(self, row: int) -> None:
         """Leave nothing of a row."""
@@ -110,6 +113,8 @@ class Annex:
         self._slots[row] = None if theirs is None else theirs.clone()
         self._counts[row] = other._counts[other_row]
         self._log_weights[row] = None if weights is None else weights.clone()
+        tags = other.tags[other_row]
+        self.tags[row] = None if tags is None else tags.clone()
 
     def run(self, row: int) -> tuple[KeyRun, ...]:
         """The filled slots as the run of keys that every query meets; none if none is filled."""

@@ -16,6 +16,7 @@ from sash.network.config import ModelConfig
 from sash.network.drafts import Drafts
 from sash.network.growing_store import GrowingStore
 from sash.network.log import LogRoom
+from sash.network.recall import Recall, RecallSettings
 from sash.network.ring_store import RingStore
 from sash.network.sizing import kv_bytes, kv_numbers
 from sash.network.slots import Layout
@@ -42,6 +43,7 @@ class KVCache:
         stores: of each pattern, the slots of its layers.
         drafts: guessed tokens that wait to be accepted.
         summaries: of what left the windows; None where the model has none.
+        recall: what brings evicted blocks back between steps; None for nothing.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class KVCache:
         *,
         on_demand: bool = False,
         log: bool | int | LogRoom = False,
+        recall: RecallSettings | None = None,
     ) -> None:
         """Make room for the rows.
 
@@ -62,6 +65,8 @@ class KVCache:
             on_demand: make the rings of a row when it is first used, and free them when it is wiped.
             log: keep what leaves the rings of windowed layers, in blocks on the host: all of it (True), as much as so
                 many bytes hold, or what a room allows. Rows can then go back to any position that it has.
+            recall: fill the annexes that the model's patterns have with what the last queries want of the log, which
+                is then kept.
 
         Raises:
             UsageError: no rows, an encoder, or a budget that cannot be.
@@ -73,7 +78,7 @@ class KVCache:
         self.numbers: torch.dtype = getattr(torch, kv_numbers(kv, str(dtype).removeprefix("torch.")))
         self.mixing = rotation_of(config.head_dim) if self.numbers == torch.int8 else 1
         self.lengths = [0] * n_rows
-        self.log = _room(log)
+        self.log = _room(log or recall is not None)
         self._free = list(range(n_rows))
         self.stores: dict[AttentionPattern, Store] = {}
         self._layer_index: list[int] = []
@@ -97,6 +102,11 @@ class KVCache:
                 raise DoesNotFitError(f"no memory for {n_rows} rolling buffers: use fewer sequences at once") from error
         annexed = [store for store in self.stores.values() if isinstance(store, RingStore) and store.annex is not None]
         self.summaries = None if config.hierarchy is None else Summaries(config, annexed, self.mixing)
+        scale = config.attention_scale if config.attention_scale is not None else config.head_dim**-0.5
+        stores = tuple(self.stores.values())
+        if recall is not None and config.hierarchy is not None:
+            raise UsageError("an annex holds what recall brings back or summaries, not both: use one of them")
+        self.recall = None if recall is None else Recall(recall, stores, config.n_heads, scale)
 
     @property
     def nbytes(self) -> int:

@@ -17,6 +17,7 @@ from sash.network.cache import KVCache
 from sash.network.config import LayerConfig, ModelConfig
 from sash.network.layers import Attention, FeedForward, RMSNorm, embedding
 from sash.network.moe import MoE
+from sash.network.recall import read_in_pieces
 from sash.network.step import Step
 from sash.quantize import PackedEmbedding, PackedLinear
 
@@ -82,6 +83,8 @@ class Decoder(nn.Module):
             batch: the step. Without a cache each span is a whole sequence (or document), and sees only itself.
             cache: where the spans' sequences have been read so far; this step's keys and values are added to it.
         """
+        if cache is not None and cache.recall is not None and cache.recall.cuts(batch):
+            return read_in_pieces(lambda piece: self(piece, cache), batch, cache.recall.settings, self.config.dim)
         if cache is not None and cache.summaries is not None:
             return cache.summaries.run(batch, lambda part: self._forward(part, cache))
         return self._forward(batch, cache)

@@ -27,6 +27,7 @@ from sash.network.config import LayerConfig, ModelConfig, MoEConfig, RopeConfig
 from sash.network.global_steps import sees_log, steps_of
 from sash.network.moe import Mixture
 from sash.network.native_plan import NativePlan
+from sash.network.recall import read_in_pieces
 
 Parts = Mapping[str, PackedWeight | Tensor]
 """A network's parameters by name: those of `Decoder`, with wq, wk and wv as `wqkv` and w1 and w3 as `w13`."""
@@ -81,6 +82,8 @@ class FusedDecoder:
 
     def __call__(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """Hidden states of a step's tokens, float32 [T, D]; see `Decoder.forward`."""
+        if cache is not None and cache.recall is not None and cache.recall.cuts(batch):
+            return read_in_pieces(lambda piece: self(piece, cache), batch, cache.recall.settings, self.config.dim)
         if cache is not None and cache.summaries is not None:
             return cache.summaries.run(batch, lambda part: self._run(part, cache))
         if not sees_log(self.config.patterns, batch):

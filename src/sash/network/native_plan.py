@@ -67,10 +67,15 @@ class NativePlan:
                 self._cache.drafts.mark(span)
             else:
                 self._cache.lengths[span.row] += len(span)
+        self._mark(self._cache)
+        if self._cache.recall is not None:
+            self._cache.recall.after(self._batch.spans, self._cache.lengths)
+
+    def _mark(self, cache: KVCache) -> None:
         for pattern, placements in self._placements.items():
             for span, placement in zip(self._batch.spans, placements, strict=True):
                 if not span.drafted:
-                    self._cache.stores[pattern].mark(span.row, placement)
+                    cache.stores[pattern].mark(span.row, placement)
 
     def _add_kind(self, pattern: AttentionPattern, rope_config: RopeConfig, angles: Angles) -> None:
         own = angles(rope_config, self._batch.positions_T)

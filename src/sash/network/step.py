@@ -126,6 +126,8 @@ class Step:
             for span, placement in zip(self._batch.spans, placements, strict=True):
                 if not span.written_first and not span.drafted:
                     self._cache.stores[pattern].mark(span.row, placement)
+        if self._cache.recall is not None:
+            self._cache.recall.after(self._batch.spans, self._cache.lengths)
 
     def _write(
         self, pattern: AttentionPattern, store: Store, slot: int, kept: tuple[Vectors, Vectors], *, single: bool

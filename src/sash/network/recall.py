@@ -1,0 +1,333 @@
+"""Bringing back what slid out of the window: between steps, the blocks that the last queries want most.
+
+Behind each ring lies the log of all tokens. After every step the keys in it are ranked, in each layer and for each
+key/value head, by what the step's last tokens asked there: a block of a few tokens is worth what its best key would
+have got of the attention to all that is out of sight, for the query that wants it most. The best blocks that the annex
+has room for are copied into it, with their true positions, so that the next step attends to them as if they were still
+in the window. What is there already and wanted again stays where it is.
+
+Keys stand for themselves. Bounds of blocks (Quest, arXiv 2406.10774) and means of blocks read fewer numbers, but of
+small blocks of real models they lost most of what was to be found; see `docs/log.md`.
+
+Shape suffixes: L layers, N query tokens, H query heads, G key/value heads, R query heads of a group, S slots, B blocks,
+C blocks chosen, K head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sash.errors import UsageError
+from sash.kernels import native
+from sash.network.annex import Annex
+from sash.network.batch import Batch, Span
+from sash.network.config import ModelConfig
+from sash.network.query_tap import QueryTap
+from sash.network.ring_store import RingStore
+from sash.network.sizing import LOG_BLOCK
+from sash.network.slots import Vectors
+from sash.network.stores import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecallSettings:
+    """How to bring back what is out of sight.
+
+    Attributes:
+        block: tokens that are brought back together.
+        piece: of a text that is read, tokens between two rankings.
+        question: how many of the last tokens of a text are taken for the question about it ...
+        step: ... and are read by so many at a time, each ranked by those before.
+    """
+
+    block: int = 16
+    piece: int = 128
+    question: int = 32
+    step: int = 4
+
+    def __post_init__(self) -> None:
+        if self.block < 1 or LOG_BLOCK % self.block:
+            raise UsageError(f"blocks of {self.block} tokens do not divide {LOG_BLOCK}: use 8, 16, 32 or 64")
+        if min(self.piece, self.step) < 1 or self.question < 0:
+            raise UsageError("pieces and steps of a text have 1 token or more")
+
+    def cuts(self, count: int) -> list[int]:
+        """How many of `count` tokens are read at a time.
+
+        >>> RecallSettings(piece=100, question=6, step=3).cuts(210)
+        [100, 100, 4, 3, 3]
+        """
+        body = max(0, count - self.question)
+        sizes = [min(self.piece, body - at) for at in range(0, body, self.piece)]
+        return sizes + [min(self.step, count - at) for at in range(body, count, self.step)]
+
+
+def recalling(
+    config: ModelConfig, settings: RecallSettings, budget: int | None = None, layers: Collection[int] | None = None
+) -> ModelConfig:
+    """A model with annexes for what is brought back, and with its beginning pinned where windows were forced on it.
+
+    Args:
+        config: the model.
+        settings: blocks are as large as these say.
+        budget: slots of each annex; by default what window and pins leave of twice the window, in whole blocks.
+        layers: which layers recall; by default those whose window was forced on them, or all with a window.
+
+    Raises:
+        UsageError: no such layers, or no room for a block.
+    """
+    windowed = [at for at, pattern in enumerate(config.patterns) if pattern.window and pattern.causal]
+    forced = [at for at in windowed if config.patterns[at].window == config.forced_window] or windowed
+    chosen = set(forced if layers is None else layers)
+    if not chosen or not chosen <= set(windowed):
+        raise UsageError("only layers with a window lose anything that could be brought back: add --window N")
+    changed = []
+    for at, layer in enumerate(config.layers):
+        pattern, annex = layer.pattern, 0
+        if at in forced or at in chosen:
+            window = pattern.window or 0
+            if not pattern.pins and not pattern.global_tokens and settings.block <= window:
+                pattern = replace(pattern, pins=settings.block, pin_by="first")
+            annex = (window - pattern.pins if budget is None else budget) // settings.block * settings.block
+            if at in chosen and annex < settings.block:
+                raise UsageError(f"a block of {settings.block} tokens does not fit the slots that recall may take")
+        changed.append(replace(layer, pattern=replace(pattern, annex=annex if at in chosen else 0)))
+    return replace(config, layers=tuple(changed))
+
+
+class Recall:
+    """What is brought back to the rows of a cache."""
+
+    def __init__(self, settings: RecallSettings, stores: Sequence[Store], n_heads: int, scale: float) -> None:
+        self.settings = settings
+        self._parts = [
+            _Part(store, settings, n_heads, scale)
+            for store in stores
+            if isinstance(store, RingStore) and store.annex is not None
+        ]
+        if not self._parts:
+            raise UsageError("nothing can be brought back: no layer has a window and an annex")
+
+    def cuts(self, batch: Batch) -> bool:
+        """Whether a step has to be read in pieces."""
+        return any(not span.drafted and len(self.settings.cuts(len(span))) > 1 for span in batch.spans)
+
+    def after(self, spans: Sequence[Span], lengths: Sequence[int]) -> None:
+        """After a step: fill the annexes of its rows for the next one."""
+        for part in self._parts:
+            for span in spans:
+                if not span.drafted:  # what is guessed may be taken back
+                    part.refresh(span.row, lengths[span.row])
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Whole blocks side by side in the log: `count` of them from slot `start` of `slots` on."""
+
+    slots: Vectors
+    start: int
+    count: int
+
+
+class _Part:
+    """The recall of the layers of one store."""
+
+    def __init__(self, store: RingStore, settings: RecallSettings, n_heads: int, scale: float) -> None:
+        layout = store.layout
+        self._store, self._settings, self._scale = store, settings, scale
+        self._room = 0 if store.annex is None else store.annex.n_slots // settings.block
+        store.tap = QueryTap(layout.n_layers, n_heads, layout.head_dim, max(1, settings.step))
+        self._natively = (
+            native.available()
+            and layout.device.type == "cpu"
+            and layout.head_dim % 16 == 0
+            and layout.dtype == torch.bfloat16
+            and layout.numbers in (torch.bfloat16, torch.int8)
+        )
+
+    def refresh(self, row: int, length: int) -> None:
+        """Rank what a row of `length` tokens has out of sight, and bring back the best of it."""
+        annex, tap = self._store.annex, self._store.tap
+        queries_LNHK = None if tap is None else tap.of(row)
+        if annex is None or queries_LNHK is None:
+            return
+        first, stretches = self._out_of_sight(row, length)
+        if not stretches:
+            annex.clear(row)
+            return
+        worth_LGB = self._worth(queries_LNHK, stretches)
+        pinned = [block - first for block in self._pinned(row, length)]
+        n_free = worth_LGB.shape[-1] - len([block for block in pinned if 0 <= block < worth_LGB.shape[-1]])
+        for block in pinned:
+            if 0 <= block < worth_LGB.shape[-1]:
+                worth_LGB[..., block] = -torch.inf
+        count = min(self._room, n_free)
+        if count == 0:
+            annex.clear(row)
+            return
+        # Of the attention to what is out of sight; the query that wants a block most speaks for it.
+        share_LGB = (worth_LGB * self._scale).softmax(-1).amax(2)
+        chosen_LGC = share_LGB.topk(count, -1, sorted=False).indices + first
+        self._bring(row, annex, chosen_LGC, first, stretches)
+        annex.show(row, count * self._settings.block)
+
+    def _out_of_sight(self, row: int, length: int) -> tuple[int, list[_Stretch]]:
+        """The first block that the next token does not see, and all of them as they lie."""
+        store, size = self._store, self._settings.block
+        log = store.log
+        if log is None:
+            return 0, []
+        first = -(-log.first(row) // size)
+        end = (length - store.reach) // size
+        if end <= first:
+            return first, []
+        runs = log.held(row, first * size, end * size)
+        return first, [_Stretch(log.slots(row, run), run.start, run.size // size) for run in runs]
+
+    def _pinned(self, row: int, length: int) -> set[int]:
+        """Blocks that hold a pin: it is seen already."""
+        size = self._settings.block
+        runs = [run for run in self._store.held(row, length, length) if run.source == "pins"]
+        return {at // size for run in runs for at in range(run.first_position, run.first_position + run.size)}
+
+    def _worth(self, queries_LNHK: Tensor, stretches: list[_Stretch]) -> Tensor:
+        """Of each block the highest product of any of its keys with each query, [L, G, N R, B] float32."""
+        layout, size = self._store.layout, self._settings.block
+        n_layers, n_tokens, n_heads, head_dim = queries_LNHK.shape
+        per_group, n_blocks = n_heads // layout.n_heads, sum(stretch.count for stretch in stretches)
+        if self._natively:
+            out = torch.empty(n_layers, layout.n_heads, n_tokens * per_group, n_blocks)
+            table = _table(stretches, head_dim)
+            sizes = [n_layers, n_tokens, queries_LNHK.stride(0), queries_LNHK.stride(1), n_heads, layout.n_heads]
+            native.module().rank(
+                queries_LNHK.data_ptr(),
+                [*sizes, head_dim, size, head_dim * layout.numbers.itemsize],
+                len(stretches),
+                table.data_ptr(),
+                out.data_ptr(),
+            )
+            return out
+        q_LGMK = (
+            queries_LNHK.view(n_layers, n_tokens, layout.n_heads, per_group, head_dim).transpose(1, 2).flatten(2, 3)
+        )
+        parts = []
+        for stretch in stretches:
+            keys_LGSK = stretch.slots[0, :, :, stretch.start : stretch.start + stretch.count * size].to(torch.float32)
+            products = q_LGMK.to(keys_LGSK) @ keys_LGSK.transpose(2, 3)
+            parts.append(products.view(*products.shape[:-1], stretch.count, size).amax(-1))
+        return torch.cat(parts, -1)
+
+    def _bring(self, row: int, annex: Annex, chosen_LGC: Tensor, first: int, stretches: list[_Stretch]) -> None:
+        """Copy chosen blocks that are not there yet over those that are not wanted any more."""
+        count = chosen_LGC.shape[-1]
+        held_LGC = annex.tags[row]
+        if held_LGC is None or held_LGC.shape[-1] != count:
+            new_LGC = torch.full_like(chosen_LGC, -1)
+            if held_LGC is not None:
+                kept = min(count, held_LGC.shape[-1])
+                new_LGC[..., :kept] = held_LGC[..., :kept]
+            annex.tags[row] = held_LGC = new_LGC
+        same = held_LGC.unsqueeze(-1) == chosen_LGC.unsqueeze(-2)
+        free_LGC, missing_LGC = ~same.any(-1), ~same.any(-2)
+        blocks_I = chosen_LGC[missing_LGC]
+        if not len(blocks_I):
+            return
+        held_LGC[free_LGC] = blocks_I  # as many are free as are missing, in every head
+        places_I3 = free_LGC.nonzero()
+        if self._natively:
+            self._copy_natively(row, places_I3, blocks_I - first, stretches)
+        else:
+            self._copy(row, places_I3.tolist(), (blocks_I - first).tolist(), stretches)
+
+    def _copy(self, row: int, places: list[list[int]], blocks: list[int], stretches: list[_Stretch]) -> None:
+        size, slots = self._settings.block, self._store.slots(row, "annex")
+        lying = [(stretch, at) for stretch in stretches for at in range(stretch.count)]
+        for (layer, head, place), block in zip(places, blocks, strict=True):
+            stretch, at = lying[block]
+            start = stretch.start + at * size
+            slots[:, layer, head, place * size : (place + 1) * size].copy_(
+                stretch.slots[:, layer, head, start : start + size]
+            )
+
+    def _copy_natively(self, row: int, places_I3: Tensor, blocks_I: Tensor, stretches: list[_Stretch]) -> None:
+        slots, size, dim = self._store.slots(row, "annex"), self._settings.block, self._store.layout.head_dim
+        counts = torch.tensor([stretch.count for stretch in stretches])
+        ends = counts.cumsum(0)
+        which_I = torch.searchsorted(ends, blocks_I, right=True)
+        within_I = blocks_I - (ends - counts)[which_I]
+        layer_I, head_I, place_I = places_I3.unbind(1)
+        for part, to in enumerate(slots.tensors()):  # numbers, and scales if there are any
+            sources = [stretch.slots.tensors()[part] for stretch in stretches]
+            width = to.element_size() * (dim if part == 0 else 1)
+            bases = [
+                source.data_ptr() + stretch.start * width for source, stretch in zip(sources, stretches, strict=True)
+            ]
+            strides_I3 = torch.tensor([source.stride()[:3] for source in sources])[which_I] * to.element_size()
+            from_I = torch.tensor(bases)[which_I] + layer_I * strides_I3[:, 1] + head_I * strides_I3[:, 2]
+            from_I += within_I * (size * width)
+            to_I = to.data_ptr() + (layer_I * to.stride(1) + head_I * to.stride(2)) * to.element_size()
+            to_I += place_I * (size * width)
+            from_J = torch.cat((from_I, from_I + strides_I3[:, 0]))  # keys, and values
+            to_J = torch.cat((to_I, to_I + to.stride(0) * to.element_size()))
+            native.module().copy_runs(from_J.data_ptr(), to_J.data_ptr(), len(from_J), size * width)
+
+
+def _table(stretches: list[_Stretch], head_dim: int) -> Tensor:
+    """Stretches as the kernel reads them, int64 [n, 7]: keys, scales, count, strides in bytes (of scales: numbers)."""
+    rows = []
+    for stretch in stretches:
+        numbers, scales = stretch.slots.numbers, stretch.slots.scales
+        size = numbers.element_size()
+        row = [numbers.data_ptr() + stretch.start * head_dim * size, 0, stretch.count]
+        row += [numbers.stride(1) * size, numbers.stride(2) * size, 0, 0]
+        if scales is not None:
+            row[1] = scales.data_ptr() + stretch.start * 4
+            row[5:] = scales.stride()[1:3]
+        rows.append(row)
+    return torch.tensor(rows)
+
+
+def pieces_of(batch: Batch, settings: RecallSettings) -> Iterator[tuple[Batch, Tensor]]:
+    """A step in parts that let what is brought back be ranked between them: each with the tokens that it has of it."""
+    cuts = [[len(span)] if span.drafted else settings.cuts(len(span)) for span in batch.spans]
+    done = [0] * len(cuts)
+    for turn in range(max(len(sizes) for sizes in cuts)):
+        spans: list[Span] = []
+        index: list[Tensor] = []
+        start = 0
+        for at, (span, sizes) in enumerate(zip(batch.spans, cuts, strict=True)):
+            if turn >= len(sizes):
+                continue
+            first, count = span.start + done[at], sizes[turn]
+            spans.append(replace(span, start=start, stop=start + count, position=span.position + done[at]))
+            index.append(torch.arange(first, first + count, device=batch.tokens_T.device))
+            start += count
+            done[at] += count
+        yield batch_at(batch, torch.cat(index), tuple(spans)), torch.cat(index)
+
+
+def batch_at(batch: Batch, index_T: Tensor, spans: tuple[Span, ...]) -> Batch:
+    """Those tokens of a step, as the spans tell."""
+
+    def flags(of: Tensor | None) -> Tensor | None:
+        return None if of is None else of[index_T]
+
+    return Batch(
+        batch.tokens_T[index_T], batch.positions_T[index_T], spans, flags(batch.pinned_T), flags(batch.global_T)
+    )
+
+
+def read_in_pieces(run: Callable[[Batch], Tensor], batch: Batch, settings: RecallSettings, dim: int) -> Tensor:
+    """What `run` makes of a step, [T, D], a piece at a time."""
+    out_TD: Tensor | None = None
+    for piece, index_T in pieces_of(batch, settings):
+        part_TD = run(piece)
+        out_TD = part_TD.new_empty(len(batch.tokens_T), dim) if out_TD is None else out_TD
+        out_TD[index_T] = part_TD
+    if out_TD is None:
+        raise UsageError("a step needs at least one token")
+    return out_TD

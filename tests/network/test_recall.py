@@ -1,0 +1,152 @@
+"""What slid out of the window is brought back: all of it where there is room, else what the last queries want."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sash.attention.pattern import AttentionPattern
+from sash.errors import UsageError
+from sash.kernels import native
+from sash.network.batch import Batch
+from sash.network.cache import KVCache
+from sash.network.recall import RecallSettings, recalling
+from sash.network.ring_store import RingStore
+from tests.conftest import small_config, small_decoder
+from tests.network.test_annex import native_pair
+
+W, LENGTH = 16, 60
+IDS = torch.randint(0, 61, (LENGTH,), generator=torch.Generator().manual_seed(2)).tolist()
+EACH = RecallSettings(block=1, piece=1, question=0)
+
+
+def store_of(cache: KVCache) -> RingStore:
+    return next(store for store in cache.stores.values() if isinstance(store, RingStore) and store.annex)
+
+
+@torch.inference_mode()
+def read(network, settings, sizes, *, kv="auto", dtype=torch.float32, natively=True):
+    cache = KVCache(network.config, 2, dtype, kv=kv, recall=settings)
+    for part in cache.recall._parts if cache.recall else ():
+        part._natively = part._natively and natively
+    cache.allocate()
+    row, at, outs = cache.allocate(), 0, []
+    for size in sizes:
+        outs.append(network(Batch.pack([IDS[at : at + size]], [at], [row]), cache))
+        at += size
+    return torch.cat(outs), cache
+
+
+@pytest.mark.parametrize("sizes", [[1] * LENGTH, [LENGTH], [W, 1, 7, 36]])
+def test_with_room_for_all_it_is_full_attention(sizes):
+    full = small_decoder(small_config([AttentionPattern()] * 3))
+    windowed = full.with_config(full.config.with_window(W).with_annex(LENGTH))
+    got, cache = read(windowed, EACH, sizes)
+    wanted = full(Batch.pack([IDS]))
+    assert torch.allclose(got, wanted, atol=2e-4)
+    assert store_of(cache).annex.count(1) == LENGTH - W + 1  # what the next token does not see
+    without, _ = read(full.with_config(full.config.with_window(W)), None, sizes)
+    assert not torch.allclose(without[W:], wanted[W:], atol=0.1)
+    assert torch.allclose(without[:W], wanted[:W], atol=2e-4)
+
+
+@pytest.mark.skipif(not native.available(), reason="native kernels do not serve here: torch does")
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+def test_the_native_network_brings_back_the_same(kv):
+    network, decoder = native_pair()
+    wanted, _ = read(decoder, EACH, [1] * LENGTH)
+    got, _ = read(network, EACH, [20] * 3, kv=kv, dtype=torch.bfloat16)
+    apart_T = (got - wanted).norm(dim=1) / wanted.norm(dim=1)
+    assert apart_T.median() < 0.05
+    some = RecallSettings(block=2, piece=5, question=4, step=2)
+    network = network.with_config(network.config.with_annex(8))
+    runs = [read(network, some, [30, 1, 29], kv=kv, dtype=torch.bfloat16, natively=way) for way in (True, False)]
+    assert torch.equal(runs[0][0], runs[1][0])
+    slots = [store_of(cache).slots(1, "annex") for _, cache in runs]
+    tags = [store_of(cache).annex.tags[1] for _, cache in runs]
+    assert torch.equal(tags[0], tags[1])
+    assert all(torch.equal(*pair) for pair in zip(slots[0].tensors(), slots[1].tensors(), strict=True))
+    assert not torch.equal(read(network, some, [30, 1, 29], dtype=torch.bfloat16)[0], got)
+
+
+def test_what_is_brought_back_is_out_of_sight_unpinned_and_what_the_log_holds():
+    config = small_config([AttentionPattern(window=W, pins=3, annex=8)] * 2)
+    decoder = small_decoder(config)
+    _, cache = read(decoder, RecallSettings(block=2, piece=8, question=3, step=1), [20, 1, 1, 30])
+    store, length = store_of(cache), 52
+    tags_LGC = store.annex.tags[1]
+    assert tags_LGC.shape == (2, 2, 4)
+    assert store.annex.count(1) == 8
+    assert int(tags_LGC.min()) >= 2
+    assert 2 * int(tags_LGC.max()) + 1 <= length - W
+    assert len(tags_LGC.flatten().unique()) > 4  # every layer and head has its own
+    (run,) = store.log.held(1, 0, length)
+    logged = store.log.slots(1, run).numbers
+    slots = store.slots(1, "annex").numbers
+    for layer, head, place in torch.cartesian_prod(torch.arange(2), torch.arange(2), torch.arange(4)).tolist():
+        first = 2 * int(tags_LGC[layer, head, place])
+        assert torch.equal(slots[:, layer, head, 2 * place : 2 * place + 2], logged[:, layer, head, first : first + 2])
+        assert len(tags_LGC[layer, head].unique()) == 4
+
+
+def test_the_best_key_of_a_block_speaks_for_it():
+    """Against the definition: of each head's queries, the one that gives a block's best key most of all attention."""
+    decoder = small_decoder(small_config([AttentionPattern(window=W, annex=6)]))
+    settings = RecallSettings(block=2, piece=50, question=2, step=2)
+    _, cache = read(decoder, settings, [50])
+    store = store_of(cache)
+    queries_NHK = store.tap.of(1)[0].double()
+    (run,) = store.log.held(1, 0, 50)
+    keys_GSK = store.log.slots(1, run).numbers[0, 0, :, : 50 - W].double()
+    for group in range(2):
+        products_RS = queries_NHK[:, 2 * group : 2 * group + 2].flatten(0, 1) @ keys_GSK[group].T * 8**-0.5
+        best_RB = products_RS.unflatten(1, (-1, 2)).amax(-1)
+        wanted = best_RB.softmax(-1).amax(0).topk(3).indices
+        assert set(store.annex.tags[1][0, group].tolist()) == set(wanted.tolist())
+
+
+@torch.inference_mode()
+def test_rows_forks_and_wiping():
+    decoder = small_decoder(small_config([AttentionPattern(window=W, annex=6)] * 2))
+    settings = RecallSettings(block=2, piece=8, question=3, step=1)
+    alone, cache = read(decoder, settings, [30, 1, 1])
+    fork = KVCache(decoder.config, 1, recall=settings)
+    fork.copy_row(fork.allocate(), cache, 1)
+    pair = [
+        decoder(Batch.pack([IDS[at : at + 1]], [at], [row]), one)
+        for one, row in ((cache, 1), (fork, 0))
+        for at in (32, 33)
+    ]
+    assert torch.equal(pair[0], pair[2])
+    assert torch.equal(pair[1], pair[3])
+    cache.wipe(1)
+    assert store_of(cache).annex.count(1) == 0
+    assert store_of(cache).annex.tags[1] is None
+    both = KVCache(decoder.config, 2, recall=settings)
+    rows = [both.allocate(), both.allocate()]
+    first = decoder(Batch.pack([IDS[:30], IDS[5:20]], [0, 0], rows), both)
+    steps = [decoder(Batch.pack([[IDS[at]], [3]], [at, at - 15], rows), both)[:1] for at in (30, 31)]
+    assert torch.allclose(torch.cat([first[:30], *steps]), alone, atol=1e-5)
+
+
+def test_which_layers_recall_and_what_they_pin():
+    mixed = small_config([AttentionPattern(window=8), AttentionPattern(), AttentionPattern(window=40)])
+    forced = recalling(mixed.with_window(32), RecallSettings(block=8))
+    assert [pattern.annex for pattern in forced.patterns] == [0, 24, 24]
+    assert [pattern.pins for pattern in forced.patterns] == [0, 8, 8]
+    own = recalling(mixed, RecallSettings(block=4), budget=10, layers=[0])
+    assert [(pattern.annex, pattern.pins) for pattern in own.patterns] == [(8, 4), (0, 0), (0, 4)]
+    full = small_config([AttentionPattern()])
+    for config, settings, budget in ((full, {}, None), (mixed, {"block": 64}, None), (mixed, {"block": 4}, 3)):
+        with pytest.raises(UsageError):
+            recalling(config, RecallSettings(**settings), budget)
+    with pytest.raises(UsageError, match="do not divide"):
+        RecallSettings(block=24)
+    with pytest.raises(UsageError, match="annex"):
+        KVCache(mixed, recall=RecallSettings())
+
+
+def test_where_it_is_off_nothing_is_kept_for_it():
+    cache = KVCache(small_config([AttentionPattern(window=W)]))
+    (store,) = cache.stores.values()
+    assert (cache.recall, cache.log, store.annex, store.tap) == (None, None, None, None)
