@@ -26,8 +26,8 @@ from sash.engine.request import Request
 from sash.errors import EmptyPromptError, UsageError
 from sash.network.hierarchy import Hierarchy
 from sash.network.packed import Network
-from sash.network.sizing import log_bytes
 from sash.network.recall import RecallSettings, recalling
+from sash.network.sizing import log_bytes
 from sash.reading import Reader
 from sash.sampling import SamplingParams
 from sash.session import Session
