@@ -7,7 +7,7 @@ import torch
 
 from sash.attention.pattern import AttentionPattern
 from sash.errors import UsageError
-from sash.evaluation.influence import divergence, influences, prediction
+from sash.evaluation.influence import LEAD, divergence, influences, prediction
 from sash.evaluation.positions import readers
 from sash.evaluation.prompts import Source
 from sash.lm import LM
@@ -45,8 +45,8 @@ def test_it_is_the_divergence_of_two_forwards(lm: LM):
 
     rng = random.Random("4 influence 0")
     start, other = rng.randrange(source.size), rng.randrange(source.size)
-    ids = [1, *source.filler(start, 7)]
-    changed = [*ids[:1], *source.filler(other, 2), *ids[3:]]
+    ids = [1, *source.filler(start, LEAD + 7)]
+    changed = [*ids[: LEAD + 1], *source.filler(other, 2), *ids[LEAD + 3 :]]
     windowed = lm.with_window(WINDOW)
     plain, now = (windowed.logits(tokens, None)[-1].double().log_softmax(-1) for tokens in (ids, changed))
     assert one.mean == pytest.approx(float((plain.exp() * (plain - now)).sum()), rel=1e-4)

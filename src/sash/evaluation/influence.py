@@ -23,6 +23,9 @@ from sash.evaluation.prompts import Source
 from sash.evaluation.trials import Cancelled, Progress
 from sash.lm import LM
 
+LEAD = 32
+"""Tokens before the farthest change: the first tokens of a text are seen for their own sake, as sinks."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Influence:
@@ -79,7 +82,7 @@ def influences(
     """
     if not distances or min(distances) < 1 or n_trials < 1 or n_changed < 1:
         raise UsageError("influence needs 1 or more distances, trials and changed tokens, and distances of 1 or more")
-    length = max(distances) + n_changed
+    length = LEAD + max(distances) + n_changed
     for name, lm in ways.items():
         found: dict[int, list[float]] = {distance: [] for distance in distances}
         for number in range(n_trials):
