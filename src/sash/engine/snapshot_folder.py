@@ -14,6 +14,8 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +27,9 @@ from sash.network.snapshot import RowState
 logger = logging.getLogger(__name__)
 
 MAX_QUEUED = 1024
+LOADERS = 4
+"""Files that are read and checked at once."""
+
 _STALE_SECONDS = 600.0
 
 
@@ -126,8 +131,14 @@ class SnapshotFolder:
                 self._queue[name] = None
                 self._changed.notify_all()
 
-    def load(self, label: Label) -> RowState | None:
-        """The state of a snapshot, from its file; None, with a line in the log, if it is refused."""
+    def load(self, labels: Sequence[Label]) -> list[RowState | None]:
+        """The pieces of some labels, from their files, several at once; None, with a line in the log, if refused."""
+        if len(labels) < 2:
+            return [self._load(label) for label in labels]
+        with ThreadPoolExecutor(min(LOADERS, len(labels)), "sash-loading") as pool:
+            return list(pool.map(self._load, labels))
+
+    def _load(self, label: Label) -> RowState | None:
         name = label.name
         path = self.path / (name + SUFFIX)
         try:
@@ -135,7 +146,8 @@ class SnapshotFolder:
             with suppress(OSError):
                 os.utime(path)
         except (CheckpointError, OSError, RuntimeError) as error:  # RuntimeError: no memory for its tensors
-            self._refuse(name, error)
+            with self._changed:
+                self._refuse(name, error)
             return None
         with self._changed:
             self.figures.loaded += 1

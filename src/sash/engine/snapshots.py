@@ -196,18 +196,19 @@ class Snapshots:
 
     def _load(self, path: dict[int, Piece], needed: list[int]) -> bool:
         """Have all pieces that are needed in memory; False if one was refused, which is then not in the path."""
-        for start in needed:
-            piece = path[start]
-            if piece.state is not None:
+        absent = [path[start] for start in needed if path[start].state is None]
+        if not absent:
+            return True
+        labels = [piece.label for piece in absent]
+        states = self._folder.load(labels) if self._folder is not None else [None] * len(labels)
+        for piece, state in zip(absent, states, strict=True):
+            if state is not None:
+                self._take_in(piece, state, write=False)
                 continue
-            state = self._folder.load(piece.label) if self._folder is not None else None
-            if state is None:
-                piece.on_disk = False
-                self._let_go(piece)
-                del path[start]
-                return False
-            self._take_in(piece, state, write=False)
-        return True
+            piece.on_disk = False
+            self._let_go(piece)
+            del path[piece.label.start]
+        return None not in states
 
     def _use(self, path: dict[int, Piece], needed: list[int], length: int) -> Found:
         """The row that the pieces make up; whatever lies in memory before them is of use to its log."""
