@@ -7,9 +7,9 @@ tokens knows the names of the files that help, and texts that begin alike share 
     0   magic, version, bytes of the header, token ids, bytes of the data   (`_PRELUDE`, little-endian)
         header: JSON, the label and the description of the state
         token ids: int32
-        blake2b of all that came before, 32 bytes; then zeros to a multiple of 64
+        SHA-256 of all that came before, 32 bytes; then zeros to a multiple of 64
         data: tensors in the order of `RowState.tensors`, each followed by zeros to a multiple of 64
-        blake2b of all that came before, 32 bytes
+        SHA-256 of all that came before, 32 bytes
 
 A file is written under a temporary name, flushed to the disk, renamed, and its folder flushed: it is there whole or it
 is not there. All sizes follow from the first 32 bytes and are held against the file's own before anything else is
@@ -148,7 +148,7 @@ def _front(label: Label, state: RowState, tensors: list[Tensor]) -> bytes:
     text = json.dumps(header).encode()
     data = _data_size(tensor.nbytes for tensor in tensors)
     front = _PRELUDE.pack(_MAGIC, VERSION, len(text), len(label.ids) // 4, data) + text + label.ids
-    front += hashlib.blake2b(front, digest_size=_DIGEST).digest()
+    front += hashlib.sha256(front).digest()
     return front + bytes(-len(front) % _ALIGNMENT)
 
 
@@ -157,7 +157,7 @@ def _data_size(sizes: Any) -> int:
 
 
 def _write_all(file: IO[bytes], label: Label, state: RowState, tensors: list[Tensor]) -> int:
-    digest, size = hashlib.blake2b(digest_size=_DIGEST), 0
+    digest, size = hashlib.sha256(), 0
 
     def put(data: memoryview) -> None:
         nonlocal size
@@ -222,7 +222,7 @@ def read(path: Path, label: Label) -> RowState:
         front, raw = _read_front(path, file)
         if front.label != label:
             raise CheckpointError(f"{path} is a snapshot of something else")
-        digest, tensors = hashlib.blake2b(raw, digest_size=_DIGEST), []
+        digest, tensors = hashlib.sha256(raw), []
         for dtype, shape in front.tensors:
             nbytes = prod(shape) * dtype.itemsize
             buffer = torch.empty(nbytes, dtype=torch.uint8)
@@ -245,7 +245,7 @@ def _opened(path: Path) -> IO[bytes]:
     return file
 
 
-def _fill(path: Path, file: IO[bytes], room: memoryview, digest: hashlib.blake2b) -> None:
+def _fill(path: Path, file: IO[bytes], room: memoryview, digest: hashlib._Hash) -> None:
     for start in range(0, len(room), _PIECE):
         piece = room[start : start + _PIECE]
         done = 0
@@ -271,7 +271,7 @@ def _read_front(path: Path, file: IO[bytes]) -> tuple[Front, bytes]:
     if n_header > _MAX_HEADER or start + n_data + _DIGEST != size:
         raise CheckpointError(f"{path} is torn: it has {size} bytes and names {start + n_data + _DIGEST}")
     raw = prelude + file.read(start - _PRELUDE.size)
-    if len(raw) != start or raw[stop : stop + _DIGEST] != hashlib.blake2b(raw[:stop], digest_size=_DIGEST).digest():
+    if len(raw) != start or raw[stop : stop + _DIGEST] != hashlib.sha256(raw[:stop]).digest():
         raise CheckpointError(f"{path} is damaged: the checksum of its header does not fit")
     text, ids = raw[_PRELUDE.size : stop - 4 * n_ids], raw[stop - 4 * n_ids : stop]
     header = parse_object(text, what=str(path), max_values=_MAX_VALUES)
