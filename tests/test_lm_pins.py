@@ -70,6 +70,83 @@ def test_a_stream_is_pinned_and_audited_as_an_answer_is():
         lm.session().audit([("none", range(1))])
 
 
+def seeing(lm: LM, ids: list[int], seers: list[range], n: int) -> list[int]:
+    """Greedy tokens by one forward a token, without a cache, where some are global."""
+    flagged = {at for span in seers for at in span}
+    decoder = small_decoder(lm.config.with_global(len(flagged)), seed=3)
+    ids = list(ids)
+    for _ in range(n):
+        batch = Batch.pack([ids], is_global=[[at in flagged for at in range(len(ids))]])
+        ids.append(int(decoder.logits(decoder(batch)[-1:])[0].argmax()))
+    return ids[-n:]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+def test_global_tokens_see_all_and_are_seen_by_all(chunk: int):
+    lm = make_lm(chunk=chunk)
+    ids = lm.tokenizer.encode(TEXT)
+    last = range(len(ids) - 3, len(ids))
+    asked = {"global_": [last], "pin_budget": 20, **GREEDY}
+    written = lm.generate(TEXT, **asked, audit=True)
+    assert list(written.token_ids) == seeing(lm, ids, [last], 8)
+    assert list(lm.generate(TEXT, **GREEDY).token_ids) != list(written.token_ids)
+    assert lm.stream(TEXT, **asked).completion.token_ids == ()
+    stream = lm.stream(TEXT, **asked)
+    assert ("".join(stream), stream.completion.token_ids) == (written.text, written.token_ids)
+    assert written.audit is not None
+    first = written.audit[0].parts[0]
+    assert (first.global_seen, first.verdict) == (len(first.span), "direct")
+    answered = lm.generate(TEXT, **{**asked, "global_": [last, "answer"]})
+    assert list(answered.token_ids) == seeing(lm, ids, [range(last.start, len(ids) + 8)], 8)
+    assert answered.stats.view.global_seen > first.span.start
+    assert answered.stats.kv_bytes > written.stats.kv_bytes
+
+
+def test_global_tokens_of_a_batch_and_a_chat():
+    lm = make_lm()
+    texts = [TEXT, "Answer in rhymes. " * 5 + TEXT]
+    asked = {"global_": "text:in rhymes", "pin_budget": 20, **GREEDY}
+    for text, completion in zip(texts, lm.generate(texts, **asked), strict=True):
+        assert completion.token_ids == lm.generate(text, **asked).token_ids
+    ids = lm.tokenizer.encode_chat(CHAT)
+    written = lm.chat(CHAT, global_="system", pin_budget=20, **GREEDY)
+    assert list(written.token_ids) == seeing(lm, ids, [range(13)], 8)
+
+
+@pytest.mark.parametrize(
+    ("global_", "words"),
+    [
+        ([range(11)], "11 tokens are to be pinned or global .*0:11: 11.*budget is 10"),
+        (["answer", range(4)], "answer: 8"),
+    ],
+)
+def test_global_tokens_share_the_budget_of_pins(global_, words: str):
+    with pytest.raises(PinsError, match=words):
+        make_lm().generate(TEXT, global_=global_, **GREEDY)
+    with pytest.raises(PinsError, match="no window"):
+        make_lm(AttentionPattern()).generate(TEXT, global_=global_, **GREEDY)
+    with pytest.raises(UsageError, match="overlap"):
+        make_lm().with_overlap(5).generate(TEXT, global_=[range(2)], **GREEDY)
+    with pytest.raises(UsageError, match="guesses"):
+        make_lm().generate(TEXT, global_=[range(2)], speculate="lookup", **GREEDY)
+
+
+def test_a_session_has_room_for_global_tokens():
+    lm = make_lm()
+    session = lm.session(pins=4, sees=True)
+    session.feed(TEXT)
+    session.feed(" and so on", seers=[range(2, 5)])
+    n = session.tokens - 10
+    assert session.global_positions == (n + 2, n + 3, n + 4)
+    twin = session.fork()
+    params = SamplingParams(**GREEDY)
+    assert twin.generate(params).token_ids == session.generate(params).token_ids
+    with pytest.raises(PinsError, match=r"5 tokens would be pinned or global.*room for 4.*sees=True"):
+        session.feed("x", seers=[range(2)])
+    with pytest.raises(PinsError, match="room for 0"):
+        lm.session(pins=4).feed("x", seers=[range(1)])
+
+
 def test_each_prompt_of_a_batch_has_its_own_pins():
     lm = make_lm()
     texts = [TEXT, "Answer in rhymes. " * 5 + TEXT, f"Please. {TEXT}"]

@@ -91,7 +91,7 @@ class Wishes:
     ) -> Asked:
         """A prompt with its pins and parts; `messages` and `options` are those of `encode_chat`.
 
-        `n_written` tokens are read after it at most: those that are written, but for the last.
+        `n_written` tokens are written after it at most.
 
         Raises:
             UsageError: something is named that is not in it.

@@ -207,8 +207,9 @@ class LM(Reader):
         prompts: list[Prompt] = list(prompt) if several else [prompt]  # type: ignore[list-item,arg-type]
         wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
         params = SamplingParams(**_as_tuple(sampling))
-        more = params.max_tokens - 1
-        asked = [wishes.ask(self.config, self.tokenizer, self._encode(one), n_written=more) for one in prompts]
+        asked = [
+            wishes.ask(self.config, self.tokenizer, self._encode(one), n_written=params.max_tokens) for one in prompts
+        ]
         completions = self._complete(asked, params)
         return completions if several else completions[0]
 
@@ -290,7 +291,7 @@ class LM(Reader):
         """
         params = SamplingParams(**_as_tuple(sampling))
         wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
-        asked = wishes.ask(self.config, self.tokenizer, self._encode(prompt), n_written=params.max_tokens - 1)
+        asked = wishes.ask(self.config, self.tokenizer, self._encode(prompt), n_written=params.max_tokens)
         lm = self if speculate is None else self.with_speculation(speculate)
         session = lm.session(asked.n_flagged, sees=bool(asked.seers))
         session.feed(asked.ids, pins=asked.pins, seers=asked.seers)
@@ -326,8 +327,9 @@ class LM(Reader):
         params = SamplingParams(**_as_tuple(sampling))
         wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
         ids = self.tokenizer.encode_chat(messages, safe_prompt=safe_prompt)
-        more = params.max_tokens - 1
-        asked = wishes.ask(self.config, self.tokenizer, ids, messages, n_written=more, safe_prompt=safe_prompt)
+        asked = wishes.ask(
+            self.config, self.tokenizer, ids, messages, n_written=params.max_tokens, safe_prompt=safe_prompt
+        )
         lm = self if speculate is None else self.with_speculation(speculate)
         return lm._complete([asked], params, continues=False)[0]
 

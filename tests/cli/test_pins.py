@@ -104,3 +104,21 @@ def test_pins_over_the_budget_are_cut_where_that_is_asked_for(sash: Sash, full_m
     pins = [range(10), range(20, 30)]
     expected = lm.generate(LONG, pins=pins, temperature=0.0, max_tokens=6, ignore_eos=True)
     assert json.loads(out)["token_ids"] == list(expected.token_ids)
+
+
+def test_what_is_global_sees_all_that_was_read(sash: Sash, full_model: Path):
+    text = f"Answer in rhymes. {LONG}Now?"
+    flags = (*GREEDY, "--raw", "--window", "40", "--json")
+    code, out, err = sash("run", full_model, text, *flags, "--global", "text:Now?", "--global", "answer", "--stats")
+    assert code == 0
+    lm = load_decoder(full_model, window=40)
+    asked = {"temperature": 0.0, "max_tokens": 6, "ignore_eos": True}
+    expected = lm.generate(text, global_=["text:Now?", "answer"], **asked)
+    told = json.loads(out)
+    assert told["token_ids"] == list(expected.token_ids)
+    assert told["window"]["visible"]["global_seen"] == expected.stats.view.global_seen > 100
+    assert "as or by global tokens" in err
+    code, _, err = sash("run", full_model, text, *flags, "--global", "0:30")
+    assert (code, "30 tokens are to be pinned or global (global are 0:30: 30)" in err) == (12, True)
+    code, _, err = sash("run", "--server", "http://127.0.0.1:9", "Hi", "--global", "answer")
+    assert (code, "--global needs the model here" in err) == (13, True)

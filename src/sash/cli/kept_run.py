@@ -74,6 +74,8 @@ def keeping_of(save: str | None, resume: str | None, server: str | None, watched
         raise UsageError("--save and --resume need the model here: leave out --server")
     if resume is not None and (watched.whole or not may_slide):
         raise UsageError("pins, marks and audits are of a text that is read from its beginning: leave out --resume")
+    if save is not None and watched.sight:
+        raise UsageError("global tokens are of one reading: leave out --save")
     return Kept.of(save, resume)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from sash.errors import UnsupportedError, UsageError
 from sash.text.pins import BUDGET_SHARE, Contract
+from sash.text.sight import Sight
 
 if TYPE_CHECKING:
     from sash.cli.server_client import Server
@@ -28,6 +29,14 @@ Budget = Annotated[
 ]
 PinOverflow = Annotated[
     str, typer.Option("--pin-overflow", help="error, head, tail or head+tail, for pins over the budget.")
+]
+Global = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--global",
+        metavar="WHAT",
+        help="Let this see all that was read, and keep it in sight: as --pin, or answer; repeatable.",
+    ),
 ]
 Instruction = Annotated[
     list[str] | None,
@@ -50,10 +59,14 @@ class Watched:
     Attributes:
         contract: what is pinned, beside the first tokens that a model pins anyway.
         marks: parts that the user calls instructions, in the words of `sash.text.pins`.
+        sight: what is global.
+        n_written: tokens that are written after the prompt at most.
         audit: whether all parts of the prompt are told of at the end.
     """
 
     contract: Contract = field(default_factory=Contract)
+    sight: Sight = field(default_factory=Sight)
+    n_written: int = 0
     marks: tuple[str, ...] = ()
     audit: bool = False
 
@@ -65,23 +78,35 @@ class Watched:
         instruction: Sequence[str] | None = None,
         mark: Sequence[str] | None = None,
         audit: bool = False,
+        global_: Sequence[str] | None = None,
+        n_written: int = 0,
     ) -> Watched:
         """Checked.
 
         Raises:
             UsageError, PinsError: something that cannot be.
         """
-        if (budget is not None or overflow != "error") and not pin:
+        if (overflow != "error" and not pin) or (budget is not None and not (pin or global_)):
             raise UsageError("--pin-budget and --pin-overflow are about what --pin keeps: add --pin system, say")
         marks = (*(f"text:{text}" for text in instruction or ()), *(mark or ()))
         if any(Contract.of([words]).pins[0].of_messages for words in marks):
             raise UsageError("--mark takes tokens as START:END, the end not included")
-        return Watched(contract=Contract.of(pin or (), budget=budget, overflow=overflow), marks=marks, audit=audit)
+        contract = Contract.of(pin or (), budget=budget, overflow=overflow)
+        return Watched(contract=contract, sight=Sight.of(global_ or ()), n_written=n_written, marks=marks, audit=audit)
 
     @property
     def whole(self) -> bool:
         """Whether the whole prompt must be known before any of it is read."""
-        return bool(self.contract or self.marks or self.audit)
+        return bool(self.contract or self.sight or self.marks or self.audit)
+
+    def check_remote(self) -> None:
+        """Refuse what no server is asked for.
+
+        Raises:
+            UnsupportedError: something is global.
+        """
+        if self.sight:
+            raise UnsupportedError("--global needs the model here: leave out --server")
 
     def fields(self, server: Server, window: dict[str, Any]) -> dict[str, Any]:
         """The field `window` of a request with all of it, where `window` is what is asked for beside.
@@ -91,6 +116,7 @@ class Watched:
         Raises:
             UnsupportedError: the server is not one of Sash, and would pass over it in silence.
         """
+        self.check_remote()
         if not server.tells_windows:
             if self.whole:
                 raise UnsupportedError(
@@ -114,4 +140,4 @@ class Watched:
 
     def holding(self, first: int) -> Contract:
         """The contract, with the first tokens that are pinned anyway; empty where only those are."""
-        return replace(self.contract, first=first) if self.contract else self.contract
+        return replace(self.contract, first=first) if self.contract or self.sight else self.contract

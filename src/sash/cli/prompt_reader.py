@@ -161,13 +161,19 @@ class Reading:
     parts: list[Part] = field(default_factory=list)
     marks: list[Instruction] = field(default_factory=list)
 
-    def feed(self, ids: list[int], progress: Callable[[int], None], pins: Sequence[range] = ()) -> None:
-        """Read on."""
+    def feed(
+        self,
+        ids: list[int],
+        progress: Callable[[int], None],
+        pins: Sequence[range] = (),
+        seers: Sequence[range] = (),
+    ) -> None:
+        """Read on; `pins` and `seers` as `Session.feed` takes them."""
         start = time.perf_counter()
         if len(self.head) < HEAD:
             self.head += ids[: HEAD - len(self.head)]
-        if pins:
-            self.session.feed(ids, progress, pins=pins)
+        if pins or seers:
+            self.session.feed(ids, progress, pins=pins, seers=seers)
         else:
             self.session.feed(ids, progress)
         self.seconds += time.perf_counter() - start
@@ -214,15 +220,17 @@ def read(
         KeyboardInterrupt: Ctrl-C was pressed; the session is whole.
     """
     pins: tuple[range, ...] = ()
+    seers: tuple[range, ...] = ()
     total = None
     if watched is not None and watched.whole:
         ids, messages, text = prompt.whole(lm.tokenizer, chat=chat, interrupt=interrupt)
-        pins = _pins(lm, watched, ids, messages, prompt)
+        pins, seers = _flagged(lm, watched, ids, messages, prompt)
         if going is not None and not whole:
             ids = ids[: settled(going.prompt.ids([text], whole=False), ids)]
             if any(span.stop > len(ids) for span in pins):
                 raise PinsError("the end of a text that stays open cannot be pinned: pin less, or add a line")
-        reading = Reading(lm.session(pins=sum(map(len, pins))), began=time.perf_counter())
+        room = len(set().union(*pins, *seers))
+        reading = Reading(lm.session(pins=room, sees=bool(seers)), began=time.perf_counter())
         _mark(reading, lm, watched, ids, messages, prompt)
         parts = iter([ids])
     else:
@@ -247,18 +255,21 @@ def read(
         for ids in parts:
             reading.ended = time.perf_counter()
             if ids:
-                reading.feed(ids, progress, pins)
+                reading.feed(ids, progress, pins, seers)
     return reading
 
 
-def _pins(
+def _flagged(
     lm: LM, watched: Watched, ids: list[int], messages: list[dict[str, str]], prompt: Prompt
-) -> tuple[range, ...]:
-    contract = watched.holding(max(pattern.pins for pattern in lm.config.patterns))
-    if not contract:
-        return ()
-    room = contract.room(lm.config.windows)
-    return contract.fit(contract.choose(lm.tokenizer, ids, messages or None, safe_prompt=prompt.safe_prompt), room)
+) -> tuple[tuple[range, ...], tuple[range, ...]]:
+    """What is pinned, and what is global."""
+    contract, sight = watched.holding(max(pattern.pins for pattern in lm.config.patterns)), watched.sight
+    if not contract and not sight:
+        return (), ()
+    room, how = contract.room(lm.config.windows), {"safe_prompt": prompt.safe_prompt}
+    pins = contract.fit(contract.choose(lm.tokenizer, ids, messages or None, **how), room)
+    seeing = sight.choose(lm.tokenizer, ids, watched.n_written, messages or None, **how)
+    return pins, sight.fit(seeing, pins, room)
 
 
 def _mark(

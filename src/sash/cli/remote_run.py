@@ -25,7 +25,7 @@ TEXT = "/v1/completions"
 INTERRUPTED = 130
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Asked:
     """What is asked of a server.
 
@@ -50,6 +50,7 @@ def run_at(server: Server, prompt: Prompt, params: SamplingParams, asked: Asked)
     Raises:
         SashError: as `Server.stream` does, or a prompt that cannot be read.
     """
+    asked.watched.check_remote()
     chat = is_chat(server, prompt)
     with Interrupt() as interrupt:
         text = "".join(prompt.pieces(chat=chat, interrupt=interrupt))

@@ -191,6 +191,7 @@ def command(
     pin: pin_options.Pin = None,
     pin_budget: pin_options.Budget = None,
     pin_overflow: pin_options.PinOverflow = "error",
+    global_: pin_options.Global = None,
     instruction: pin_options.Instruction = None,
     mark: pin_options.Mark = None,
     audit: pin_options.Audit = False,
@@ -226,7 +227,7 @@ def command(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=stop, logprobs=logprobs, ignore_eos=ignore_eos,
     )  # fmt: skip
-    watched = Watched.of(pin, pin_budget, pin_overflow, instruction, mark, audit)
+    watched = Watched.of(pin, pin_budget, pin_overflow, instruction, mark, audit, global_, max_tokens)
     kept = keeping_of(save, resume, server, watched, may_slide=may_slide)
     if prompt is None and (server is not None or (resume is not None and not is_model(model, kept))):
         model, prompt = None, model
@@ -236,8 +237,7 @@ def command(
     if server is not None:
         options.check_unsaid({**loading, "overlap": overlap, "hierarchy": hierarchy})
         field = window_field(*options.parse_view(window, pins), may_slide=may_slide)
-        asked = Asked(model=model, window=field, watched=watched, as_json=as_json, show_stats=stats)
-        return run_at(Server(server, api_key), given, params, asked)
+        return run_at(Server(server, api_key), given, params, Asked(model, field, watched, as_json, stats))
     said = options.parse_view(window, pins) if kept else None
     telling: dict[str, Any] = {"may_slide": may_slide, "as_json": as_json, "show_stats": stats, "watched": watched}
     if chat is not False:

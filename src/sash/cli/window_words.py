@@ -95,6 +95,7 @@ def view_words(config: ModelConfig, view: View) -> str:
         rest = [f"{size:,} in {count}" for size, count in others] + ([f"all in {full}"] if full else [])
         words = [", ".join([first, *rest])]
     words += [f"{view.held:,} pinned"] if view.held else []
+    words += [f"{view.global_seen:,} as or by global tokens"] if view.global_seen else []
     words += [f"{view.relayed:,} only through deeper layers"] if view.relayed else []
     words += [f"{view.out_of_reach:,} out of reach"] if view.out_of_reach else []
     return "; ".join(words)
