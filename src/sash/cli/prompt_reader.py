@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sash.cli.instruction_words import leaving_note
 from sash.cli.interrupt import Interrupt
@@ -266,7 +266,8 @@ def _flagged(
     contract, sight = watched.holding(max(pattern.pins for pattern in lm.config.patterns)), watched.sight
     if not contract and not sight:
         return (), ()
-    room, how = contract.room(lm.config.windows), {"safe_prompt": prompt.safe_prompt}
+    how: dict[str, Any] = {"safe_prompt": prompt.safe_prompt}
+    room = contract.room(lm.config.windows)
     pins = contract.fit(contract.choose(lm.tokenizer, ids, messages or None, **how), room)
     seeing = sight.choose(lm.tokenizer, ids, watched.n_written, messages or None, **how)
     return pins, sight.fit(seeing, pins, room)
