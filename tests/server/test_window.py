@@ -255,6 +255,32 @@ def test_the_window_route_tells_of_the_next_token(client):
     assert told["audit"]["first"]["position"] == told["n_tokens"]
 
 
+def test_what_is_global_sees_all_that_was_read(running, client):
+    asked = {"messages": LONG, "temperature": 0, "max_tokens": 6, "ignore_eos": True}
+    window = {"global": ["text:sliding one", "answer"], "audit": ["system"], "watch": True}
+    answer = client.chat(**asked, window=window).json
+    expected = running.lm.chat(
+        LONG, global_=["text:sliding one", "answer"], pin_budget=WINDOW, audit=["system"], temperature=0, max_tokens=6,
+        ignore_eos=True,
+    )  # fmt: skip
+    assert answer["choices"][0]["message"]["content"] == expected.text
+    assert Audit.of_json(answer["window"]["audit"]["last"]) == expected.audit[1]
+    assert expected.audit[1].parts[0].global_seen > 0
+    assert answer["window"]["pinned"] > 80
+    assert answer["window"]["leaving"]["pin"] == "system"  # the first token is drawn behind the last of the prompt
+    plain = client.chat(**asked, window={"pins": {"rules": ["text:sliding one"]}}).json
+    assert plain["choices"] != answer["choices"]
+    for fields, words in (
+        ({"global": ["0:25"]}, "25 tokens are to be pinned or global"),
+        ({"global": ["sistem"]}, "does not say what to pin"),
+        ({"global": []}, "global"),
+    ):
+        reply = client.chat(**asked, window=fields)
+        assert (reply.status, words in reply.error["message"] + str(reply.error["param"])) == (400, True), fields
+    reply = client.post("/v1/completions", {"prompt": "x" * 60, "window": {"global": ["answer"]}})
+    assert (reply.status, "say max_tokens" in reply.error["message"]) == (400, True)
+
+
 def test_keys_share_no_snapshots(serve, lm):
     body = {"max_tokens": 2, "messages": [{"role": "user", "content": "x" * 40}]}
     for keys, reuses in ((("one", "two"), ("miss", "miss", "whole", "whole")), ((), ("miss", "whole"))):

@@ -32,10 +32,12 @@ class Lane:
     Attributes:
         window: keys that every layer is limited to; None for the model's own windows.
         pins: positions that may be flagged to stay visible.
+        sees: whether positions may be global, in the places of pins.
     """
 
     window: int | None = None
     pins: int = 0
+    sees: bool = False
 
     @property
     def own(self) -> bool:
@@ -119,6 +121,8 @@ def lane_config(config: ModelConfig, lane: Lane) -> ModelConfig:
     Raises:
         WindowError, PinsError: a window or pins that cannot be.
     """
+    if lane.sees:
+        return config.with_window(lane.window).with_global(lane.pins)
     return config.with_window(lane.window, lane.pins, pin_by="flag")
 
 

@@ -144,7 +144,7 @@ def leaving(
     """
     parts = [part for part in instruction.sentences if part[1].stop <= position]
     if audited is None:
-        seen = audit(config.patterns, position, parts, pinned_positions=[at for at in pinned if at < position])
+        seen = audit(config.patterns, position, parts, pinned_positions=pinned)
     else:
         seen = audited(parts, position)
     gone = next((part for part in seen.parts if len(part.layers) < config.n_layers), None)

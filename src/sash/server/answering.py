@@ -97,6 +97,7 @@ class Answering:
                 stop_ids=tokenizer.eos_ids,
                 grammar=plan.grammars[index] if plan.grammars else None,
                 pins=plan.frame.pins,
+                seers=plan.frame.seers,
                 prompt_logprobs=plan.prompt_logprobs,
                 salt=salt,
             )
@@ -136,7 +137,9 @@ class Answering:
             length = len(first.request.prompt_ids) + len(first.output_ids)
             self._place.sessions.keep(owner, self._plan.session, length, seen)
         if self._plan.looks:
-            told = self._place.aside(self._plan.looks.account, frame.config, frame.pins, len(first.output_ids))
+            told = self._place.aside(
+                self._plan.looks.account, frame.config, frame.pins, frame.seers, len(first.output_ids)
+            )
             seen = seen | await told
         return {"usage": usage(call.sequences, self._plan.n), "timings": timings(first), "window": seen}
 

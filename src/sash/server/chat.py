@@ -92,7 +92,7 @@ def plan_chat(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
         headers["x-sash-safe-prompt"] = "1"
     ids = list(lm.tokenizer.encode_chat(messages, continue_final=continues, **options))
     prompt = Prompt(tokenizer=lm.tokenizer, ids=ids, messages=messages, options=options)
-    seen = frame(lm.config, body.window, prompt)
+    seen = frame(lm.config, body.window, prompt, body.wanted_tokens)
     max_tokens = room_for(place, body, seen, [ids], place.settings.default_max_tokens)
     n_top = _n_top(body)
     source = _source(body, calling)

@@ -92,7 +92,7 @@ def plan_completion(place: Place, raw: bytes) -> tuple[Plan, TextShape]:
     if len(prompts) > 1:
         refuse_rules(body.window)
     longest = Prompt(tokenizer=lm.tokenizer, ids=max(prompts, key=len))
-    seen = frame(lm.config, body.window, longest)
+    seen = frame(lm.config, body.window, longest, body.wanted_tokens)
     max_tokens = room_for(place, body, seen, prompts, SamplingParams().max_tokens)
     wants_prompt = bool(body.echo) and body.logprobs is not None
     if wants_prompt:

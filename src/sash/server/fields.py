@@ -66,6 +66,7 @@ class Window(Fields):
 
     `audit` asks what the first and the last token written could know of every sentence of the prompt, or of the parts
     that rules name; `watch`, whether the system prompt (or else the first message), or what rules name, is in sight.
+    `global` names what stays as pins do and sees all that was read; "answer" is what is written.
     """
 
     size: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
@@ -73,6 +74,7 @@ class Window(Fields):
     overflow: Literal["slide", "error"] | None = None
     audit: bool | Rules | None = None
     watch: bool | Rules | None = None
+    global_: Rules | None = Field(default=None, alias="global")
 
 
 class SamplingFields(Fields):

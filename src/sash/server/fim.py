@@ -28,7 +28,7 @@ def plan_fim(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
         raise bad_field("max_tokens must be 1 or more", "max_tokens")
     ids = encode_fim(lm.tokenizer, body.prompt, body.suffix or "")
     prompt = Prompt(tokenizer=lm.tokenizer, ids=ids)
-    seen = frame(lm.config, body.window, prompt)
+    seen = frame(lm.config, body.window, prompt, body.wanted_tokens)
     max_tokens = room_for(place, body, seen, [ids], place.settings.default_max_tokens)
     plan = Plan(
         prompts=(tuple(ids),),

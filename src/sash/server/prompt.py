@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from sash.errors import UsageError
-from sash.explain.audit import Part, audit
+from sash.explain.audit import Audit, Part, audit
 from sash.explain.instruction import Instruction, leaving, of_marks, of_messages
 from sash.explain.prompt_parts import prompt_parts
 from sash.network.config import ModelConfig
@@ -122,19 +122,22 @@ class Looks:
     def __bool__(self) -> bool:
         return self.parts is not None or self.instructions is not None
 
-    def account(self, config: ModelConfig, pins: Sequence[range], n_output: int) -> dict[str, Any]:
+    def account(
+        self, config: ModelConfig, pins: Sequence[range], seers: Sequence[range], n_output: int
+    ) -> dict[str, Any]:
         """`audit`, of the first and the last token written, and `leaving`, as far as they were asked for."""
-        pinned = [at for span in pins for at in span]
+        pinned, is_global = ([at for span in spans for at in span] for spans in (pins, seers))
         told: dict[str, Any] = {}
+
+        def audited(parts: Sequence[Part], at: int) -> Audit:
+            return audit(config.patterns, at, parts, pinned_positions=pinned, global_positions=is_global)
+
         if self.parts is not None:
             ends = {"first": self.n_prompt, "last": self.n_prompt + max(0, n_output - 1)}
-            told["audit"] = {
-                name: audit(config.patterns, at, self.parts, pinned_positions=pinned).to_json()
-                for name, at in ends.items()
-            }
+            told["audit"] = {name: audited(self.parts, at).to_json() for name, at in ends.items()}
         if self.instructions is not None:
             found = (
-                leaving(config, one, at, pinned)
+                leaving(config, one, at, pinned, audited)
                 for at in (self.n_prompt, self.n_prompt + n_output)
                 for one in self.instructions
             )
@@ -149,5 +152,7 @@ def refuse_rules(asked: Window | None) -> None:
     Raises:
         UsageError: something does.
     """
-    if asked is not None and (asked.audit or asked.watch or (asked.pins is not None and asked.pins.rules)):
-        raise UsageError("window.pins.rules, window.audit and window.watch tell of one prompt: send the others apart")
+    if asked is not None and (
+        asked.audit or asked.watch or asked.global_ or (asked.pins is not None and asked.pins.rules)
+    ):
+        raise UsageError("window.pins.rules, audit, watch and global tell of one prompt: send the others apart")

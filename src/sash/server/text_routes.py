@@ -57,7 +57,7 @@ def window(place: Place, raw: bytes) -> Answer:
         options["tools"] = plain_tools(body.tools)
     ids = lm.tokenizer.encode_chat(messages, **options)
     prompt = Prompt(tokenizer=lm.tokenizer, ids=ids, messages=messages, options=options)
-    seen = frame(lm.config, body.window, prompt)
+    seen = frame(lm.config, body.window, prompt, 0)
     sight = seen.sight(len(ids))
     size = seen.config.window
     answer = {
@@ -72,6 +72,6 @@ def window(place: Place, raw: bytes) -> Answer:
             {"index": index, "start": span.start, "stop": span.stop, **sight.counts(span.start, span.stop)}
             for index, span in enumerate(prompt.spans)
         ],
-        **Looks.of(body.window, prompt).account(seen.config, seen.pins, 0),
+        **Looks.of(body.window, prompt).account(seen.config, seen.pins, seen.seers, 0),
     }
     return answer, headers

@@ -16,6 +16,7 @@ from sash.server.errors import too_long
 from sash.server.fields import Pins, Window
 from sash.server.prompt import Prompt
 from sash.text.pins import PIN_ROLES, Contract
+from sash.text.sight import Sight as FlaggedSight
 
 LEAST_ROOM = 64
 """Pins that a lane has room for at least; beyond that the next power of two, so that requests share lanes."""
@@ -40,18 +41,23 @@ class Sight:
     lost: Spans
 
     @staticmethod
-    def of(patterns: Sequence[AttentionPattern], n_tokens: int, pins: Sequence[range] = ()) -> Sight:
+    def of(
+        patterns: Sequence[AttentionPattern], n_tokens: int, pins: Sequence[range] = (), seers: Sequence[range] = ()
+    ) -> Sight:
         """The last of `n_tokens` tokens, through layers with these patterns, where `pins` are flagged to stay.
+
+        `seers` are global; what is seen for that counts as pinned.
 
         Layer by layer from the output down: what is reached is all that any position reached so far can see.
         """
         pinned = Spans.of((run.start, run.stop) for run in pins)
-        flags = Flagged(n=n_tokens, pinned=pinned, is_global=Spans())
+        is_global = Spans.of((run.start, run.stop) for run in seers).within(0, n_tokens)
+        flags = Flagged(n=n_tokens, pinned=pinned, is_global=is_global)
         last = Spans.points([n_tokens - 1])
         direct, held, reached = Spans(), Spans(), last
         for pattern in reversed(patterns):
             direct |= flags.window_keys(pattern, last)
-            held |= flags.pin_keys(pattern, last)
+            held |= flags.pin_keys(pattern, last) | flags.global_keys(pattern, last)
             reached = flags.keys(pattern, reached)
         held = held - direct
         every = Spans.of([(0, n_tokens)])
@@ -78,20 +84,26 @@ class Frame:
         config: the model with that window.
         lane: what the engine is told.
         pins: positions that stay.
+        seers: positions that are global; those after the prompt are to be written.
     """
 
     config: ModelConfig
     lane: Lane
     pins: tuple[range, ...] = ()
+    seers: tuple[range, ...] = ()
 
     def n_pins(self, length: int) -> int:
         """Positions of a sequence of `length` tokens that stay, each counted once."""
         first = _own_pins(self.config)
-        return len(Spans.of([(0, min(first, length)), *((run.start, run.stop) for run in self.pins)]))
+        return len(
+            Spans.of(
+                [(0, min(first, length)), *((run.start, min(run.stop, length)) for run in (*self.pins, *self.seers))]
+            )
+        )
 
     def sight(self, length: int) -> Sight:
         """What the last of `length` tokens can know of."""
-        return Sight.of(self.config.patterns, length, self.pins)
+        return Sight.of(self.config.patterns, length, self.pins, self.seers)
 
     def account(self, length: int, reuse: str, cached: int) -> dict[str, Any]:
         """What the model could see when `length` tokens were known, as answers say it."""
@@ -119,13 +131,14 @@ def own_frame(config: ModelConfig) -> Frame:
     return Frame(config=config, lane=Lane(None, 0))
 
 
-def frame(config: ModelConfig, asked: Window | None, prompt: Prompt) -> Frame:
+def frame(config: ModelConfig, asked: Window | None, prompt: Prompt, n_written: int | None = None) -> Frame:
     """The window that a request asks for.
 
     Args:
         config: the model.
         asked: the request's `window`.
         prompt: what is to be read.
+        n_written: tokens to be written at most, where the request says.
 
     Raises:
         WindowError: a window larger than the model's.
@@ -139,19 +152,20 @@ def frame(config: ModelConfig, asked: Window | None, prompt: Prompt) -> Frame:
     # Another lane has no pins of its own: those of the model are told to it.
     own = _own_pins(config)
     pins = _pins(asked.pins, narrowed, own, prompt) if asked.pins else ()
-    if not pins and size is not None and own:
+    if not pins and (size is not None or asked.global_) and own:
         pins = (range(min(own, n_prompt)),)
-    n_pins = sum(map(len, pins))
+    seers = _seers(asked, narrowed, pins, prompt, n_written) if asked.global_ else ()
+    n_pins = len(set().union(*pins, *seers))
     if asked.overflow == "error" and narrowed.window is not None and n_prompt > narrowed.window:
         message = (
             f"the prompt has {n_prompt} tokens and the window {narrowed.window}: send"
             ' "window": {"overflow": "slide"} to read it with the sliding window'
         )
         raise too_long(message, n_prompt, narrowed.window)
-    lane = Lane(size, _room(narrowed, n_pins))
+    lane = Lane(size, _room(narrowed, n_pins), bool(seers))
     if lane.own:
         return own_frame(config)
-    return Frame(config=lane_config(config, lane), lane=lane, pins=pins)
+    return Frame(config=lane_config(config, lane), lane=lane, pins=pins, seers=seers)
 
 
 def _own_pins(config: ModelConfig) -> int:
@@ -197,8 +211,27 @@ def _pins(asked: Pins, config: ModelConfig, own: int, prompt: Prompt) -> tuple[r
     )
     if not contract:
         return ()
+    names = ("window.pins.budget", "window.pins.overflow")
+    return contract.fit(prompt.choose(contract), _budget(contract, config), names)
+
+
+def _budget(contract: Contract, config: ModelConfig) -> int:
+    """Tokens that may be flagged: as many as the smallest window has keys, where nothing else is said."""
     smallest = min((window for window in config.windows if window is not None), default=None)
     if smallest is None:
         raise PinsError("pins hold tokens back from sliding out, and this model has no window: give window.size too")
-    room = smallest if contract.budget is None else contract.room(config.windows)
-    return contract.fit(prompt.choose(contract), room, ("window.pins.budget", "window.pins.overflow"))
+    return smallest if contract.budget is None else contract.room(config.windows)
+
+
+def _seers(
+    asked: Window, config: ModelConfig, pins: tuple[range, ...], prompt: Prompt, n_written: int | None
+) -> tuple[range, ...]:
+    """The positions that are global."""
+    sight = FlaggedSight.of(asked.global_ or [])
+    if sight.answer and n_written is None:
+        raise PinsError("what is written is global only up to a length: say max_tokens")
+    chosen = sight.choose(
+        prompt.tokenizer, prompt.ids, n_written or 0, prompt.messages, spans=lambda: prompt.spans, **prompt.options
+    )
+    contract = Contract(budget=None if asked.pins is None else asked.pins.budget)
+    return sight.fit(chosen, pins, _budget(contract, config), "window.pins.budget")
