@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sash.checkpoint.gguf import MAX_ARRAY_VALUES
+from sash.checkpoint.gguf_values import MAX_ARRAY_VALUES
 
 HUGE = 2**60
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
