@@ -104,7 +104,7 @@ DECODERS: dict[tuple[int, int], Decoder] = {}
 
 
 def test_a_summary_is_the_mean_of_keys_and_values_turned_to_their_middle():
-    config, ids = config_of(context=10_000), random_ids(40)
+    config, ids = forced_config(context=10_000), random_ids(40)
     decoder, cache = small_decoder(config), KVCache(config)
     row = cache.allocate()
     read(decoder, cache, ids, [7], row)
@@ -132,8 +132,23 @@ def read_until(config: ModelConfig, decoder: Decoder, ids: list[int], length: in
     return cache.summaries.of(row)[0]
 
 
+def forced_config(**changes: object) -> ModelConfig:
+    return small_config([AttentionPattern()] * 3, vocab_size=259, **changes).with_window(WINDOW).with_hierarchy(SMALL)
+
+
+def test_layers_that_were_trained_to_see_all_have_summaries_before_others():
+    patterns = [AttentionPattern(window=20), AttentionPattern(), AttentionPattern(window=20), AttentionPattern()]
+    forced = small_config(patterns).with_window(WINDOW).with_window(WINDOW, 2).with_hierarchy(SMALL)
+    assert forced.trained_windows == (20, None, 20, None)
+    assert [pattern.annex > 0 for pattern in forced.patterns] == [False, True, False, True]
+    assert [pattern.annex > 0 for pattern in small_config(patterns).with_hierarchy(SMALL).patterns] == [False] * 2 + [
+        True,
+        False,
+    ]
+
+
 def test_far_middles_count_as_no_farther_than_was_trained():
-    config = config_of(context=24)
+    config = forced_config(context=24)
     cache = KVCache(config)
     row = cache.allocate()
     read(small_decoder(config), cache, random_ids(60), [60], row)

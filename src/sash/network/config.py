@@ -6,6 +6,7 @@ Gemma 3 and Qwen2 is a value here, per layer where it can differ per layer. Need
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -13,6 +14,8 @@ from typing import Literal
 from sash.attention.pattern import AttentionPattern, reach
 from sash.errors import ConfigError, PinsError, WindowError
 from sash.network.hierarchy import Hierarchy
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +128,7 @@ class ModelConfig:
         tied_embeddings: whether the output head is the embedding.
         forced_window: the window that a user forced on a model that has none, or a smaller one than its own: an
             ablation, labelled so wherever it is shown. None where the patterns are the checkpoint's own.
+        trained_windows: what each layer's window was before one was forced; None where none is.
         hierarchy: how what left the windows of layers with an annex is summed up there; None where it is not.
     """
 
@@ -147,6 +151,7 @@ class ModelConfig:
     qkv_bias: bool = False
     tied_embeddings: bool = False
     forced_window: int | Literal["full"] | None = None
+    trained_windows: tuple[int | None, ...] | None = None
     hierarchy: Hierarchy | None = None
 
     def __post_init__(self) -> None:
@@ -237,7 +242,10 @@ class ModelConfig:
         changed = tuple(layer.pattern.window for layer in layers) != self.windows
         forced = window if changed else self.forced_window
         kept_hierarchy = self.hierarchy if any(layer.pattern.annex for layer in layers) else None
-        return replace(self, layers=tuple(layers), forced_window=forced, hierarchy=kept_hierarchy)
+        trained = (self.trained_windows or self.windows) if forced is not None else self.trained_windows
+        return replace(
+            self, layers=tuple(layers), forced_window=forced, trained_windows=trained, hierarchy=kept_hierarchy
+        )  # fmt: skip
 
     def with_global(self, n_tokens: int) -> ModelConfig:
         """This model with room for `n_tokens` flagged tokens, global ones and pins together, in every windowed layer.
@@ -268,7 +276,8 @@ class ModelConfig:
         """This model with summaries of what left its windows (`sash.network.summaries`); None takes them away.
 
         Every windowed layer has them but the first of the model: there, keys say which token it is and nothing of what
-        it means, and a mean of them draws attention that none of its tokens would get.
+        it means, and a mean of them draws attention that none of its tokens would get. Where some of them were trained
+        to see all, and their window is forced, only those have them.
 
         Raises:
             ConfigError: no windowed layer besides the first, or a window smaller than a block.
@@ -278,6 +287,10 @@ class ModelConfig:
         layers = [index for index, pattern in enumerate(self.patterns) if pattern.window and pattern.causal and index]
         if not layers:
             raise ConfigError("summaries are of what left a window, and these layers have none: add --window N")
+        trained = self.trained_windows or self.windows
+        layers = [index for index in layers if trained[index] is None] or layers
+        if all(trained[index] == self.windows[index] for index in layers):
+            logger.warning("summaries: these layers were trained to see their window only, and may do worse with more")
         patterns = [self.patterns[index] for index in layers]
         smallest = min((pattern.reach_back or 0) + 1 for pattern in patterns)
         if smallest < hierarchy.block:

@@ -3,8 +3,8 @@
 A summary's key is the mean of its tokens' keys as they were before rotation, turned to the middle of their positions;
 its value is the mean of their values; and its weight is how many they are, whose logarithm is added to its score. That
 is what attention over the tokens themselves would come to, if their keys were alike. Two summaries make one by their
-weighted means, so nothing is kept of the tokens. A middle that is farther away than the model was trained on counts as
-that far.
+weighted means, so nothing is kept of the tokens. A middle that is farther away than the layer was trained to see counts
+as that far.
 
 Summaries move when a row has read a multiple of the block, and never within a step: `Summaries.run` cuts steps there,
 so that nothing depends on chunks. A block is summed up before its first token leaves the ring, out of the ring.
@@ -82,6 +82,7 @@ class Summaries:
         self._rows = [[RowSummaries() for _ in range(store.layout.n_rows)] for store in stores]
         self._smallest = min(store.pattern.window or 0 for store in stores)
         self._turns = [_turns(config, store) for store in stores]
+        self._farthest = [_farthest(config, store) for store in stores]
 
     @property
     def nbytes(self) -> int:
@@ -175,8 +176,8 @@ class Summaries:
         if own.vectors is None or store.annex is None:
             return
         middles_S = torch.tensor(own.middles, dtype=torch.float64, device=store.layout.device)
-        if self._config.context:
-            farthest = max(self._config.context - self._hierarchy.block, store.pattern.window or 0)
+        farthest = self._farthest[index]
+        if farthest is not None:
             middles_S = middles_S.clamp_min(position - farthest)
         keys_LGSK = mix(self._turn(index, own.vectors[0], middles_S), self._mixing)
         kept = (_kept(store, keys_LGSK), _kept(store, own.vectors[1]))
@@ -205,6 +206,19 @@ def _turns(config: ModelConfig, store: RingStore) -> list[tuple[RopeConfig, list
     for index, layer in enumerate(own):
         found.setdefault(layer.rope, []).append(index)
     return list(found.items())
+
+
+def _farthest(config: ModelConfig, store: RingStore) -> int | None:
+    """How far before the next token a middle may lie: as far as each layer was trained to see, or its window."""
+    if config.hierarchy is None:
+        return None
+    windows = config.trained_windows or config.windows
+    pairs = zip(config.layers, windows, strict=True)
+    reaches = [
+        window or config.context - config.hierarchy.block for layer, window in pairs if layer.pattern == store.pattern
+    ]
+    known = [reach for reach in reaches if reach > 0]
+    return max(min(known), store.pattern.window or 0) if known else None
 
 
 def _kept(store: RingStore, vectors: Tensor) -> Vectors:
