@@ -66,15 +66,15 @@ class SnapshotFolder:
         others = 0
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            entries = [(entry.stat().st_mtime, entry) for entry in os.scandir(self.path) if entry.is_file()]
+            entries = [seen for entry in os.scandir(self.path) if (seen := _regular(entry)) is not None]
         except OSError as error:
             raise InputNotFoundError(f"snapshots cannot be kept in {self.path}: {error.strerror}") from error
-        for modified, entry in sorted(entries, key=lambda pair: pair[0]):
+        for modified, size, entry in sorted(entries, key=lambda seen: seen[0]):
             if entry.name.startswith(".") and entry.name.endswith(".tmp"):
                 _remove_stale(Path(entry.path), modified)
             if not entry.name.endswith(SUFFIX) or entry.name.startswith("."):
                 continue
-            self._sizes[entry.name.removesuffix(SUFFIX)] = entry.stat().st_size
+            self._sizes[entry.name.removesuffix(SUFFIX)] = size
             try:
                 front = read_label(Path(entry.path))
             except (CheckpointError, OSError) as error:
@@ -238,6 +238,17 @@ class SnapshotFolder:
 
     def _count(self) -> None:
         self.figures.files, self.figures.bytes = len(self._sizes), sum(self._sizes.values())
+
+
+def _regular(entry: os.DirEntry[str]) -> tuple[float, int, os.DirEntry[str]] | None:
+    """When a file was changed, and its size; None for links, folders, and what is gone by now."""
+    try:
+        if entry.is_file(follow_symlinks=False):
+            found = entry.stat(follow_symlinks=False)
+            return found.st_mtime, found.st_size, entry
+    except OSError:
+        logger.warning("snapshots: %s cannot be looked at", entry.name)
+    return None
 
 
 def _remove_stale(path: Path, modified: float) -> None:
