@@ -6,7 +6,7 @@ Values are taken strictly: no string becomes a number. Fields that are not known
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +33,15 @@ class Fields(BaseModel):
             for item in value if isinstance(value, list) else (value,):
                 if isinstance(item, Fields):
                     yield from item.unknown(f"{prefix}{name}.")
+
+
+class Delivery(TypedDict):
+    """What a `Plan` takes over from every request."""
+
+    n: int
+    stream: bool
+    wants_usage: bool
+    progress: bool
 
 
 class StreamOptions(Fields):
@@ -110,6 +119,16 @@ class SamplingFields(Fields):
     def wants_usage(self) -> bool:
         """Whether a stream ends with a chunk that only carries the account."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def delivery(self) -> Delivery:
+        """How many answers there are to be, and how they are handed over."""
+        return Delivery(
+            n=self.n or 1,
+            stream=bool(self.stream),
+            wants_usage=self.wants_usage,
+            progress=bool(self.return_progress),
+        )
 
     @property
     def wanted_tokens(self) -> int | None:

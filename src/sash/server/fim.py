@@ -35,10 +35,7 @@ def plan_fim(place: Place, raw: bytes) -> tuple[Plan, ChatShape]:
         params=body.params(max_tokens, None),
         frame=seen,
         looks=Looks.of(body.window, prompt),
-        n=body.n or 1,
-        stream=bool(body.stream),
-        wants_usage=body.wants_usage,
-        progress=bool(body.return_progress),
+        **body.delivery,
         continues=True,
         headers=headers,
     )
