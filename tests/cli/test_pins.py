@@ -118,6 +118,9 @@ def test_what_is_global_sees_all_that_was_read(sash: Sash, full_model: Path):
     assert told["token_ids"] == list(expected.token_ids)
     assert told["window"]["visible"]["global_seen"] == expected.stats.view.global_seen > 100
     assert "as or by global tokens" in err
+    assert "--global answer" not in err
+    _, _, err = sash("run", full_model, text, *flags, "--global", "text:Now?")
+    assert "bring back little unless what is written sees all, too (--global answer)" in err
     code, _, err = sash("run", full_model, text, *flags, "--global", "0:30")
     assert (code, "30 tokens are to be pinned or global (global are 0:30: 30)" in err) == (12, True)
     code, _, err = sash("run", "--server", "http://127.0.0.1:9", "Hi", "--global", "answer")

@@ -95,6 +95,16 @@ class Watched:
         return Watched(contract=contract, sight=Sight.of(global_ or ()), n_written=n_written, marks=marks, audit=audit)
 
     @property
+    def sight_note(self) -> str | None:
+        """One line where parts of the prompt are global and what is written is not."""
+        if not self.sight or self.sight.answer:
+            return None
+        return (
+            "no model was trained with such global tokens: beside what is kept in sight they bring back little unless"
+            " what is written sees all, too (--global answer)"
+        )
+
+    @property
     def whole(self) -> bool:
         """Whether the whole prompt must be known before any of it is read."""
         return bool(self.contract or self.sight or self.marks or self.audit)

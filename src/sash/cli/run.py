@@ -125,6 +125,7 @@ def answer(
             lm, prompt, chat=chat, may_slide=may_slide, interrupt=interrupt, watched=watched, going=going, whole=writes
         )  # fmt: skip
         _tell(overflow_note(lm.config, reading.session.tokens, overlaps=lm.overlap is not None))
+        _tell(None if watched is None else watched.sight_note)
         unknown = resumed or not writes
         instructions = reading.marks or ([] if unknown else prompt.instructions(lm.tokenizer, reading.head, chat=chat))
         warned = _tell(reading.leaving(instructions))

@@ -85,7 +85,8 @@ def rolling_buffer(
 ) -> RollingBuffer:
     """What the buffer of a layer with `pattern` holds after each of `n_tokens` tokens, at most `MOST_STEPS`.
 
-    Position i goes to slot i mod ring size; a pinned position goes to a slot of its own and leaves the ring's alone.
+    Position i goes to slot i mod ring size; a pinned position goes to a slot of its own and leaves the ring's alone, as
+    does a global one where pins hold those (`AttentionPattern.holds_global`): it counts among `pinned_positions`.
 
     Raises:
         UsageError: no tokens, more than can be drawn, labels that do not match, or more flags than pins.
