@@ -72,6 +72,7 @@ def command(
     pin: pin_options.Pin = None,
     pin_budget: pin_options.Budget = None,
     pin_overflow: pin_options.PinOverflow = "error",
+    recall: options.Recall = None,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     weights: options.Weights = "auto",
@@ -100,6 +101,10 @@ def command(
     watched = pin_options.Watched.of(pin, pin_budget, pin_overflow)
     loading: dict[str, Any] = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv}
     loading |= {"weights": weights, "speculate": speculate}
+    if recall is not None:
+        if save is not None or resume is not None:
+            raise UsageError("what is saved holds a window and no annex: leave out --recall")
+        loading["recall"] = recall
     if model is not None and is_url(model):
         options.check_unsaid(loading)
         if save is not None or resume is not None:

@@ -57,6 +57,10 @@ Hierarchy = Annotated[
     int | None,
     typer.Option("--hierarchy", metavar="N", help="Sum up what left the window, N summaries of each doubling size."),
 ]
+Recall = Annotated[
+    int | None,
+    typer.Option("--recall", metavar="N", help="Bring what left the window back where it is wanted, N slots a layer."),
+]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; by default as torch chooses.")]
 Speculate = Annotated[
     str | None,
@@ -151,7 +155,7 @@ def obtain(name: str) -> None:
 
 LOADING = {
     "chunk": "512", "dtype": None, "device": "cpu", "threads": None, "kv": "auto", "weights": "auto", "overlap": None,
-    "hierarchy": None,
+    "hierarchy": None, "recall": None,
     "speculate": None,
 }  # fmt: skip
 """Options that tell how a model is loaded, with what they are unless told."""
@@ -181,6 +185,7 @@ def load_lm(
     weights: str = "auto",
     overlap: str | None = None,
     hierarchy: int | None = None,
+    recall: int | None = None,
     speculate: str | None = None,
 ) -> LM:
     """Fetch the model if it is not here, and load it. Imports torch.
@@ -192,6 +197,10 @@ def load_lm(
     stride = parse_overlap(overlap, size, n_pins)
     if hierarchy is not None:
         Summaries(per_level=hierarchy)
+    if recall is not None and (overlap is not None or hierarchy is not None or speculate is not None):
+        raise UsageError(
+            "--recall fills what is beside a window that rolls: leave out --overlap, --hierarchy, --speculate"
+        )
     n_chunk = parse_size(chunk, "--chunk")
     if n_chunk < 1:
         raise UsageError(f"--chunk counts tokens, so it is 1 or more; got {n_chunk}")
@@ -208,6 +217,8 @@ def load_lm(
     )  # fmt: skip
     if hierarchy is not None:
         lm = lm.with_hierarchy(per_level=hierarchy)
+    if recall is not None:
+        lm = lm.with_recall(recall)
     if speculate is not None:
         known = guesses(speculate)
         lm = lm.with_speculation(load_lm(speculate, chunk=chunk, device=device) if known is None else known)

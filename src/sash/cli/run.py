@@ -198,6 +198,7 @@ def command(
     audit: pin_options.Audit = False,
     overlap: options.Overlap = None,
     hierarchy: options.Hierarchy = None,
+    recall: options.Recall = None,
     chunk: options.Chunk = "512",
     overflow: Overflow = "slide",
     dtype: options.Dtype = None,
@@ -236,7 +237,7 @@ def command(
     loading: dict[str, Any] = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads}
     loading |= {"kv": kv, "weights": weights, "speculate": speculate}
     if server is not None:
-        options.check_unsaid({**loading, "overlap": overlap, "hierarchy": hierarchy})
+        options.check_unsaid({**loading, "overlap": overlap, "hierarchy": hierarchy, "recall": recall})
         field = window_field(*options.parse_view(window, pins), may_slide=may_slide)
         return run_at(Server(server, api_key), given, params, Asked(model, field, watched, as_json, stats))
     said = options.parse_view(window, pins) if kept else None
@@ -245,9 +246,10 @@ def command(
         start_early()
     if said is None:
         loading |= {"window": window, "pins": pins, "overlap": overlap, "hierarchy": hierarchy}
+        loading["recall"] = recall
         return answer(options.load_lm(_named(model), **loading), given, params, **telling)
-    if overlap is not None or hierarchy is not None:
-        raise UsageError("what is saved holds a window that rolls: leave out --overlap and --hierarchy")
+    if overlap is not None or hierarchy is not None or recall is not None:
+        raise UsageError("what is saved holds a window that rolls: leave out --overlap, --hierarchy and --recall")
     keeping = Keeping.of(kept, loading, *said)
     return answer(keeping.load_lm(model), given, params, **telling, keeping=keeping)
 
