@@ -45,7 +45,7 @@ METHODS: dict[str, Method] = {
     "hierarchy": lambda lm, options: lm.with_window(options.window, SINKS).with_hierarchy(
         per_level=options.per_level, block=options.block
     ),
-    "recall": lambda lm, options: lm.with_window(options.window, SINKS).with_recall(slots=options.recall),
+    "recall": lambda lm, options: lm.with_window(options.window, SINKS).with_recall(options.recall),
     "full": lambda lm, options: lm if lm.config.window is None else lm.with_window("full"),
 }
 

@@ -84,6 +84,8 @@ class LM(Reader):
         Raises:
             UsageError: settings that cannot be, or layers without a window.
         """
+        if self.overlap is not None or self.config.hierarchy is not None:
+            self._check_alone("recall")
         how = RecallSettings(**settings)
         lm = self._over(network_with(self.decoder, recalling(self.config, how, budget, layers)))
         lm.recall = how
@@ -157,6 +159,7 @@ class LM(Reader):
             "overlapping windows": self.overlap,
             "summaries": self.config.hierarchy,
             "guessed tokens": self.speculation,
+            "recall": self.recall,
         }
         taken = next((name for name, there in others.items() if there is not None and name != what), None)
         if taken is not None:

@@ -366,7 +366,7 @@ class Session:
             cache.wipe(self._row)
             unread, self.intact = [], True
             self._held = None if self._held is None else Held(self._held.overlap, self._tokenizer.bos_id)
-        elif not self.intact or self._held is not None:
+        elif not self.intact or self._held is not None or cache.summaries is not None:
             return False
         elif position > read:
             unread = self._unread[: position - read]
@@ -440,6 +440,8 @@ class Session:
         self._check_intact()
         if self._held is not None:
             raise UsageError("a session that reads by overlapping windows cannot be kept: leave out the overlap")
+        if self._cache.summaries is not None:
+            raise UsageError("a session with summaries cannot be kept: leave them out")
         read = self.tokens - len(self._unread)
         if self._cache.lengths[self._row] != read:  # guesses that held were read, and the answer was ended before them
             self._cache.rewind(self._row, read)

@@ -243,6 +243,17 @@ def test_a_model_with_summaries_generates_scores_and_refuses(byte_tokenizer: Tok
     params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
     assert session.fork().generate(params).token_ids == alone[1].token_ids
     assert session.generate(params).token_ids == alone[1].token_ids
+    logged = summed.session(log=True)
+    logged.feed(prompts[1])
+    assert logged.return_to(prompts[1][:30]) == 0  # nothing brings summaries back, so it is read again
+    logged.feed(prompts[1])
+    assert logged.generate(params).token_ids == alone[1].token_ids
+    with pytest.raises(UsageError, match="choose one"):
+        windowed.with_recall(block=BLOCK).with_overlap(3)
+    with pytest.raises(UsageError, match="choose one"):
+        summed.with_recall(block=BLOCK)
+    with pytest.raises(UsageError, match="cannot be kept"):
+        logged.state()
     assert summed.score(prompts[2], 7).tolist() == pytest.approx(summed.score(prompts[2], None).tolist(), abs=1e-4)
     assert summed.score(prompts[2]).tolist() != pytest.approx(windowed.score(prompts[2]).tolist(), abs=1e-3)
     with pytest.raises(ConfigError, match="--window N"):
