@@ -87,7 +87,7 @@ def test_methods_that_cannot_be_are_refused():
 
 def test_answers_are_those_of_each_prompt_alone_however_they_are_read_together():
     lm = make_lm()
-    for method in methods(lm, ["window", "pins", "overlap", "global", "hierarchy"], WINDOW):
+    for method in methods(lm, ["window", "pins", "overlap", "global", "hierarchy", "recall"], WINDOW):
         trials = [*made(200, 0.0, n=2), *made(200, 0.5, n=1), *made(210, 0.0, n=1)]
         alone = []
         for trial in trials:

@@ -32,7 +32,7 @@ Sizes = Annotated[
 ]
 
 WholeMethods = Annotated[
-    str, typer.Option("-m", "--methods", metavar="NAME,...", help="full, window, sinks, overlap, hierarchy.")
+    str, typer.Option("-m", "--methods", metavar="NAME,...", help="full, window, sinks, overlap, hierarchy, recall.")
 ]
 
 

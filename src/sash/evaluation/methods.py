@@ -127,6 +127,10 @@ def _hierarchy(name: str, lm: LM, windowed: LM, size: int) -> Method:
     return Method(name=name, lm=summarising(lm, own), reading=_whole)
 
 
+def _recall(name: str, lm: LM, windowed: LM, size: int) -> Method:
+    return Method(name=name, lm=windowed.with_recall(), reading=_whole)
+
+
 def _global(name: str, lm: LM, windowed: LM, size: int) -> Method:
     smallest = min((window for window in windowed.config.windows if window is not None), default=size)
 
@@ -162,6 +166,7 @@ METHODS: dict[str, Callable[[str, LM, LM, int], Method]] = {
     "overlap": _overlap,
     "global": _global,
     "hierarchy": _hierarchy,
+    "recall": _recall,
 }
 """What makes each: from its name, the model, the model with its windows, and their size."""
 
@@ -174,5 +179,6 @@ DESCRIPTIONS: dict[str, str] = {
     "overlap": f"windows that do not roll: they are read anew when a {OVERLAP}th of their tokens is new",
     "global": f"windows and the first {SINKS} tokens; the question and the answer see all that was read",
     "hierarchy": f"windows and the first {SINKS} tokens; summaries of what left, coarser with distance",
+    "recall": "windows; what left is brought back, as much as the window holds, where it is wanted",
 }
 """What each does."""

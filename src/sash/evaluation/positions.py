@@ -90,6 +90,7 @@ READERS: dict[str, Callable[[LM, int | None], LM]] = {
     "sinks": lambda lm, window: lm.with_window(window, SINKS),
     "overlap": _overlap,
     "hierarchy": summarising,
+    "recall": lambda lm, window: lm.with_window(window).with_recall(),
 }
 """What makes each from the model and its window; see `sash.evaluation.methods.DESCRIPTIONS`."""
 
