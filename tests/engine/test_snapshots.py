@@ -47,7 +47,7 @@ def alike(one: Sequence[int], other: Sequence[int], pins: Sequence[range], other
     return min(len(one), len(other))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     kept=st.lists(st.tuples(texts, places, pins)),
     asked=texts,
@@ -139,7 +139,7 @@ def test_only_pieces_that_a_next_token_sees_are_needed(distance: int) -> None:
 # The budget.
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     memory=st.integers(0, 900),
     steps=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 25), st.booleans(), st.integers(0, 20)), max_size=40),
@@ -219,7 +219,7 @@ def test_a_chat_goes_on_and_back_after_a_restart_as_if_there_had_been_none(make,
     snapshots.keep(ids[:50], None, cache.capture(row), pins=pinned)
     snapshots.flush()
     for one in (snapshots, make()):
-        for length in (1, 8, 11, 37, 50):
+        for length in (1, 11, 37, 50):
             changed = [*ids[:length], (ids[length] + 1) % 61]
             found = one.find(changed, None, pins=pinned)
             assert found.length == length

@@ -87,7 +87,7 @@ def test_edits_retries_and_branches_go_on_from_where_they_differ(network) -> Non
     second = ask(service, followed_by(first.sequence, *range(30)))
     third = followed_by(second.sequence, *range(20))
     ask(service, third)
-    for at in (1, 20, 49, 50, 57, 70, 95, len(third.prompt_ids) - 2):
+    for at in (1, 49, 57, 95, len(third.prompt_ids) - 2):
         ids = [*third.prompt_ids]
         ids[at] = (ids[at] + 1) % 60
         edited = Request(prompt_ids=tuple(ids), params=third.params)
