@@ -118,6 +118,16 @@ def test_what_cannot_guess_is_refused(wanted: object) -> None:
         make_lm().with_speculation(wanted)
 
 
+def test_what_is_chosen_anew_for_every_token_cannot_be_guessed_ahead() -> None:
+    lm = make_lm(AttentionPattern(window=64), AttentionPattern(window=64))
+    quick = lm.with_speculation()
+    for other in (lambda one: one.with_overlap(8), lambda one: one.with_recall(16, block=8)):
+        with pytest.raises(UsageError):
+            other(quick)
+        with pytest.raises(UsageError):
+            other(lm).with_speculation()
+
+
 def test_a_model_of_another_vocabulary_cannot_guess() -> None:
     config = small_config([AttentionPattern(window=6)], vocab_size=300)
     other = LM(small_decoder(config), ByteTokenizer(), name="other")

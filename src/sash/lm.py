@@ -84,8 +84,7 @@ class LM(Reader):
         Raises:
             UsageError: settings that cannot be, or layers without a window.
         """
-        if self.overlap is not None or self.config.hierarchy is not None:
-            self._check_alone("recall")
+        self._check_alone("recall")
         how = RecallSettings(**settings)
         lm = self._over(network_with(self.decoder, recalling(self.config, how, budget, layers)))
         lm.recall = how
