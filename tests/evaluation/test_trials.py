@@ -39,9 +39,9 @@ def test_methods_read_over_the_same_weights_what_they_say():
     trial = made()[0]
     by_name = {method.name: method for method in methods(lm, list(METHODS), WINDOW)}
     windows = {name: method.lm.config.windows for name, method in by_name.items()}
-    assert windows["full"] == (None, None)
+    assert windows["full"] == windows["own"] == (None, None)
     assert by_name["hierarchy"].lm.config.hierarchy is not None
-    assert {windows[name] for name in METHODS if name != "full"} == {(WINDOW, WINDOW)}
+    assert {windows[name] for name in METHODS if name not in ("full", "own")} == {(WINDOW, WINDOW)}
     weights = {method.lm.decoder.tok_embeddings.weight.data_ptr() for method in by_name.values()}  # type: ignore[union-attr]
     assert len(weights) == 1
     whole = list(trial.ids)
@@ -74,7 +74,7 @@ def test_what_fits_is_not_cut():
 
 def test_methods_that_cannot_be_are_refused():
     lm = make_lm()
-    with pytest.raises(UsageError, match="'telepathy' is no method: use full, window"):
+    with pytest.raises(UsageError, match="'telepathy' is no method: use full, own, window"):
         methods(lm, ["window", "telepathy"], 16)
     with pytest.raises(UsageError, match="no methods"):
         methods(lm, [], 16)

@@ -93,6 +93,10 @@ def _full(name: str, lm: LM, windowed: LM, size: int) -> Method:
     return Method(name=name, lm=lm if full else lm.with_window("full"), reading=_whole)
 
 
+def _own(name: str, lm: LM, windowed: LM, size: int) -> Method:
+    return Method(name=name, lm=lm, reading=_whole)
+
+
 def _window(name: str, lm: LM, windowed: LM, size: int) -> Method:
     return Method(name=name, lm=windowed, reading=_whole)
 
@@ -159,6 +163,7 @@ def head_and_tail(trial: Trial, window: int) -> list[int]:
 
 METHODS: dict[str, Callable[[str, LM, LM, int], Method]] = {
     "full": _full,
+    "own": _own,
     "window": _window,
     "sinks": _sinks,
     "pins": _pins,
@@ -172,6 +177,7 @@ METHODS: dict[str, Callable[[str, LM, LM, int], Method]] = {
 
 DESCRIPTIONS: dict[str, str] = {
     "full": "full attention in every layer: what the others are held against",
+    "own": "the model as it is, with the windows and full layers that it was trained with",
     "window": "windows alone",
     "sinks": f"windows; the first {SINKS} tokens stay visible",
     "pins": f"windows; the first {SINKS} tokens and the passage that is asked for stay visible",
