@@ -78,7 +78,7 @@ class KVCache:
         self.numbers: torch.dtype = getattr(torch, kv_numbers(kv, str(dtype).removeprefix("torch.")))
         self.mixing = rotation_of(config.head_dim) if self.numbers == torch.int8 else 1
         self.lengths = [0] * n_rows
-        self.log = _room(log or recall is not None)
+        self.log = _room(recall is not None if log is False else log)
         self._free = list(range(n_rows))
         self.stores: dict[AttentionPattern, Store] = {}
         self._layer_index: list[int] = []
