@@ -378,7 +378,7 @@ def test_guesses_meet_neither_overlapping_windows_nor_what_sees_all() -> None:
     proposer = PromptLookup().open()
     with pytest.raises(UsageError, match="overlap"):
         Request(prompt_ids=(1,), params=SamplingParams(), proposer=proposer, held=Held(Overlap(window=4, stride=2)))
-    with pytest.raises(UsageError, match="see all"):
+    with pytest.raises(UsageError, match="sees all"):
         Request(prompt_ids=(1,), params=SamplingParams(), proposer=proposer, seers=(range(3),))
     seeing = Request(prompt_ids=(1, 2), params=SamplingParams(), proposer=proposer, seers=(range(2),))
     assert seeing.proposer is proposer

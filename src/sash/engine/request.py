@@ -74,10 +74,6 @@ class Request:
             raise PinsError("global tokens are runs of positions from 0 on")
         if self.seers and self.held is not None:
             raise UsageError("global tokens see what rolled out of a window, and windows that overlap read it again")
-        if self.seers and self.proposer is not None:
-            raise UsageError(
-                "guesses wait to be accepted, and global tokens see all that was read: leave one of them out"
-            )
         if self.prompt_logprobs is not None and not 0 <= self.prompt_logprobs <= MAX_LOGPROBS:
             raise UsageError(f"prompt_logprobs must be from 0 to {MAX_LOGPROBS}; got {self.prompt_logprobs}")
         if self.proposer is not None:
