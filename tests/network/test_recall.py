@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from sash.attention.pattern import AttentionPattern
 from sash.errors import UsageError
-from sash.kernels import native
+from sash.kernels import isa, native
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.recall import RecallSettings, recalling
@@ -50,7 +55,47 @@ def test_with_room_for_all_it_is_full_attention(sizes):
     assert torch.allclose(without[:W], wanted[:W], atol=2e-4)
 
 
-@pytest.mark.skipif(not native.available(), reason="native kernels do not serve here: torch does")
+def check_both_ways(kv: str, **sizes: int) -> None:
+    """Kernels and torch choose and bring the same."""
+    network = native_pair(**sizes)[0]
+    network = network.with_config(network.config.with_annex(8))
+    for settings in (
+        RecallSettings(block=2, piece=5, question=4, step=2),
+        RecallSettings(block=4, piece=30, question=12, step=12),
+    ):
+        runs = [
+            read(network, settings, [30, 1, 29], kv=kv, dtype=torch.bfloat16, natively=way) for way in (True, False)
+        ]
+        tags = [store_of(cache).annex.tags[1] for _, cache in runs]
+        assert torch.equal(tags[0], tags[1])
+        assert len(tags[0].flatten().unique()) > 8 // settings.block
+        assert torch.equal(runs[0][0], runs[1][0])
+        slots = [store_of(cache).slots(1, "annex") for _, cache in runs]
+        assert all(torch.equal(*pair) for pair in zip(slots[0].tensors(), slots[1].tensors(), strict=True))
+
+
+needs_native = pytest.mark.skipif(not native.available(), reason="native kernels do not serve here: torch does")
+
+
+@needs_native
+@pytest.mark.parametrize("name", isa.available_isas()[-2:])
+def test_every_instruction_set_chooses_the_same(name):
+    """Heads of 32 and of 48 components, 2 to 24 queries a head at once."""
+    here = Path(__file__)
+    path = os.pathsep.join(str(here.parents[2] / part) for part in (".", "src"))
+    done = subprocess.run(
+        [sys.executable, here], env=os.environ | {"SASH_ISA": name, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@needs_native
+def test_the_best_instruction_set_chooses_the_same():
+    check_both_ways("int8", head_dim=48)
+    check_both_ways("auto", head_dim=48)
+
+
+@needs_native
 @pytest.mark.parametrize("kv", ["auto", "int8"])
 def test_the_native_network_brings_back_the_same(kv):
     network, decoder = native_pair()
@@ -58,14 +103,9 @@ def test_the_native_network_brings_back_the_same(kv):
     got, _ = read(network, EACH, [20] * 3, kv=kv, dtype=torch.bfloat16)
     apart_T = (got - wanted).norm(dim=1) / wanted.norm(dim=1)
     assert apart_T.median() < 0.05
+    check_both_ways(kv)
     some = RecallSettings(block=2, piece=5, question=4, step=2)
     network = network.with_config(network.config.with_annex(8))
-    runs = [read(network, some, [30, 1, 29], kv=kv, dtype=torch.bfloat16, natively=way) for way in (True, False)]
-    assert torch.equal(runs[0][0], runs[1][0])
-    slots = [store_of(cache).slots(1, "annex") for _, cache in runs]
-    tags = [store_of(cache).annex.tags[1] for _, cache in runs]
-    assert torch.equal(tags[0], tags[1])
-    assert all(torch.equal(*pair) for pair in zip(slots[0].tensors(), slots[1].tensors(), strict=True))
     assert not torch.equal(read(network, some, [30, 1, 29], dtype=torch.bfloat16)[0], got)
 
 
@@ -150,3 +190,9 @@ def test_where_it_is_off_nothing_is_kept_for_it():
     cache = KVCache(small_config([AttentionPattern(window=W)]))
     (store,) = cache.stores.values()
     assert (cache.recall, cache.log, store.annex, store.tap) == (None, None, None, None)
+
+
+if __name__ == "__main__":
+    for numbers in ("auto", "int8"):
+        check_both_ways(numbers)
+        check_both_ways(numbers, head_dim=48)

@@ -35,7 +35,7 @@ const KernelTable& table() {
   static const KernelTable filled{
       SASH_NAME(SASH_ISA), enter,     leave,     prepare_row, clear_rows,
       multiply,            normalise, turn_head, keep_head,   pack_row,
-      attend_rows,         attention_scratch_bytes, rank_blocks,
+      attend_rows,         attention_scratch_bytes, rank_blocks, share_blocks,
   };
   return filled;
 }

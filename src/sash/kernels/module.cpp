@@ -184,9 +184,11 @@ void bind_work(nb::module_& module) {
       nb::call_guard<nb::gil_scoped_release>());
   module.def(
       "rank",
-      [](uintptr_t queries, const std::vector<int64_t>& sizes, int64_t n_stretches, uintptr_t table, uintptr_t out) {
+      [](uintptr_t queries, const std::vector<int64_t>& sizes, float scale, const std::vector<int64_t>& left_out,
+         int64_t n_stretches, uintptr_t table, uintptr_t out) {
         const Ranking ranking{at<const uint16_t>(queries), sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3),
-                              sizes.at(4),                 sizes.at(5), sizes.at(6), sizes.at(7), sizes.at(8)};
+                              sizes.at(4),                 sizes.at(5), sizes.at(6), sizes.at(7), sizes.at(8),
+                              sizes.at(9),                 scale,       left_out};
         std::vector<RankedStretch> stretches;
         int64_t first = 0;
         for (const int64_t* row = at<const int64_t>(table); n_stretches > 0; --n_stretches, row += 7) {
@@ -194,7 +196,7 @@ void bind_work(nb::module_& module) {
                                row[2], row[3], row[4], row[5], row[6]});
           first += row[2];
         }
-        stepper().rank(ranking, stretches, first, at<float>(out));
+        stepper().rank(ranking, stretches, first, at<int64_t>(out));
       },
       nb::call_guard<nb::gil_scoped_release>());
   module.def(

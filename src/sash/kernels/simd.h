@@ -35,10 +35,41 @@ inline f32x16 load_part(const float* from, int64_t count) {
 }
 inline f32x16 as_float(i32x16 value) { return __builtin_convertvector(value, f32x16); }
 inline i32x16 load16_i8(const int8_t* from) {
+#if defined(__AVX512F__)
+  return (i32x16)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__AVX2__)
+  i32x16 out;
+  for (int half = 0; half < 2; ++half) {
+    const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * half)));
+    std::memcpy(reinterpret_cast<char*>(&out) + 32 * half, &wide, 32);
+  }
+  return out;
+#else
   typedef int8_t i8x16 __attribute__((vector_size(16)));
   i8x16 narrow;
   std::memcpy(&narrow, from, 16);
   return __builtin_convertvector(narrow, i32x16);
+#endif
+}
+// Sixteen bfloat16.
+inline f32x16 load16_bf16(const uint16_t* from) {
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+#elif defined(__AVX2__)
+  f32x16 out;
+  for (int half = 0; half < 2; ++half) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8 * half));
+    const __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+    std::memcpy(reinterpret_cast<char*>(&out) + 32 * half, &wide, 32);
+  }
+  return out;
+#else
+  typedef uint16_t u16x16 __attribute__((vector_size(32)));
+  u16x16 bits;
+  std::memcpy(&bits, from, 32);
+  return (f32x16)(__builtin_convertvector(bits, i32x16) << 16);
+#endif
 }
 inline f32x16 abs16(f32x16 x) { return (f32x16)((i32x16)x & 0x7fffffff); }
 inline f32x16 max16(f32x16 a, f32x16 b) { return a > b ? a : b; }

@@ -389,38 +389,6 @@ void Stepper::normalise(const float* x, const Norm& norm, int64_t n_rows, int64_
   for (int64_t row = 0; row < n_rows; ++row) table_.normalise(x + row * k, norm, k, out + row * k);
 }
 
-void Stepper::rank(const Ranking& r, const std::vector<RankedStretch>& stretches, int64_t n_blocks, float* out) {
-  const int64_t per_group = r.n_heads / r.n_kv_heads, n_rows = r.n_tokens * per_group;
-  const int64_t each = (n_rows * r.head_dim + 15) / 16 * 16;
-  float* const q = reinterpret_cast<float*>(scratch_.room(static_cast<size_t>(r.n_layers * r.n_kv_heads * each) * 4));
-  for (int64_t unit = 0; unit < r.n_layers * r.n_kv_heads; ++unit)
-    for (int64_t row = 0; row < n_rows; ++row) {
-      const uint16_t* from = r.queries + unit / r.n_kv_heads * r.layer_step + row / per_group * r.token_step;
-      from += (unit % r.n_kv_heads * per_group + row % per_group) * r.head_dim;
-      for (int64_t dim = 0; dim < r.head_dim; ++dim) {
-        const uint32_t bits = static_cast<uint32_t>(from[dim]) << 16;
-        std::memcpy(q + unit * each + row * r.head_dim + dim, &bits, 4);
-      }
-    }
-  const int64_t n_stretches = static_cast<int64_t>(stretches.size());
-  region([&](Team& team) {
-    team.share(r.n_layers * r.n_kv_heads * n_stretches, [&](int64_t index) {
-      const int64_t unit = index / n_stretches, layer = unit / r.n_kv_heads, head = unit % r.n_kv_heads;
-      const RankedStretch& s = stretches[index % n_stretches];
-      RankTask task{};
-      task.q = q + unit * each;
-      task.n_rows = n_rows, task.head_dim = r.head_dim;
-      task.keys = s.keys + layer * s.layer_stride + head * s.head_stride;
-      task.scales = s.scales ? s.scales + layer * s.scale_layer_stride + head * s.scale_head_stride : nullptr;
-      task.stride = r.token_stride;
-      task.n_blocks = s.n_blocks, task.block = r.block;
-      task.out = out + unit * n_rows * n_blocks + s.first;
-      task.out_stride = n_blocks;
-      table_.rank_blocks(task);
-    });
-  });
-}
-
 void Stepper::pack(const float* x, int64_t n_rows, int64_t k, int64_t rotation, char* data, float* scale) {
   const int64_t padded_k = ceil_div(k, kBlock) * kBlock, tile_bytes = padded_k * kTile;
   Carver carver(scratch_.room(static_cast<size_t>(pool_.size()) * (static_cast<size_t>(padded_k) * 4 + 64)));

@@ -117,8 +117,8 @@ class Stepper {
   // out = the network's answer to x, both [n_rows][dim].
   void feed(const FeedForward& network, const float* x, int64_t n_rows, float* out, int64_t dim);
 
-  // How much each query row wants each block: out [layer][key/value head][token, head of the group][n_blocks].
-  void rank(const Ranking& ranking, const std::vector<RankedStretch>& stretches, int64_t n_blocks, float* out);
+  // The blocks that the queries want most, ascending: out [layer][key/value head][n_chosen]. See rank.h.
+  void rank(const Ranking& ranking, const std::vector<RankedStretch>& stretches, int64_t n_blocks, int64_t* out);
 
   // out = x / rms(x) * weight, [n_rows][k].
   void normalise(const float* x, const Norm& norm, int64_t n_rows, int64_t k, float* out);

@@ -35,6 +35,7 @@ struct KernelTable {
   size_t (*attention_scratch_bytes)(int64_t head_dim);
   // See rank.h.
   void (*rank_blocks)(const RankTask& task);
+  void (*share_blocks)(const ShareTask& task);
 };
 
 #ifdef SASH_HAVE_AMX

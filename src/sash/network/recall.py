@@ -159,20 +159,14 @@ class _Part:
         if not stretches:
             annex.clear(row)
             return
-        worth_LGB = self._worth(queries_LNHK, stretches)
-        pinned = [block - first for block in self._pinned(row, length)]
-        n_free = worth_LGB.shape[-1] - len([block for block in pinned if 0 <= block < worth_LGB.shape[-1]])
-        for block in pinned:
-            if 0 <= block < worth_LGB.shape[-1]:
-                worth_LGB[..., block] = -torch.inf
-        count = min(self._room, n_free)
+        n_blocks = sum(stretch.count for stretch in stretches)
+        pinned = sorted(block - first for block in self._pinned(row, length) if 0 <= block - first < n_blocks)
+        count = min(self._room, n_blocks - len(pinned))
         if count == 0:
             annex.clear(row)
             return
-        # Of the attention to what is out of sight; the query that wants a block most speaks for it.
-        share_LGB = (worth_LGB * self._scale).softmax(-1).amax(2)
-        chosen_LGC = share_LGB.topk(count, -1, sorted=False).indices + first
-        self._bring(row, annex, chosen_LGC, first, stretches)
+        chosen_LGC = self._choose(queries_LNHK, stretches, pinned, count)
+        self._bring(row, annex, chosen_LGC + first, first, stretches)
         annex.show(row, count * self._settings.block)
 
     def _out_of_sight(self, row: int, length: int) -> tuple[int, list[_Stretch]]:
@@ -194,26 +188,39 @@ class _Part:
         runs = [run for run in self._store.held(row, length, length) if run.source == "pins"]
         return {at // size for run in runs for at in range(run.first_position, run.first_position + run.size)}
 
-    def _worth(self, queries_LNHK: Tensor, stretches: list[_Stretch]) -> Tensor:
-        """Of each block the highest product of any of its keys with each query, [L, G, N R, B] float32."""
+    def _choose(self, queries_LNHK: Tensor, stretches: list[_Stretch], pinned: list[int], count: int) -> Tensor:
+        """The blocks that get most of the attention to what is out of sight, [L, G, C] int64, ascending.
+
+        Of each block its best key counts, for the query that wants it most.
+        """
         layout, size = self._store.layout, self._settings.block
         n_layers, n_tokens, n_heads, head_dim = queries_LNHK.shape
-        per_group, n_blocks = n_heads // layout.n_heads, sum(stretch.count for stretch in stretches)
         if self._natively:
-            out = torch.empty(n_layers, layout.n_heads, n_tokens * per_group, n_blocks)
+            chosen_LGC = torch.empty(n_layers, layout.n_heads, count, dtype=torch.int64)
             table = _table(stretches, head_dim)
             sizes = [n_layers, n_tokens, queries_LNHK.stride(0), queries_LNHK.stride(1), n_heads, layout.n_heads]
             native.module().rank(
                 queries_LNHK.data_ptr(),
-                [*sizes, head_dim, size, head_dim * layout.numbers.itemsize],
+                [*sizes, head_dim, size, head_dim * layout.numbers.itemsize, count],
+                self._scale,
+                pinned,
                 len(stretches),
                 table.data_ptr(),
-                out.data_ptr(),
+                chosen_LGC.data_ptr(),
             )
-            return out
-        q_LGMK = (
-            queries_LNHK.view(n_layers, n_tokens, layout.n_heads, per_group, head_dim).transpose(1, 2).flatten(2, 3)
-        )
+            return chosen_LGC
+        worth_LGMB = self._worth(queries_LNHK, stretches)
+        worth_LGMB[..., pinned] = -torch.inf
+        # As logarithms: shares of far keys would all be 0, and one as good as another.
+        share_LGB = (worth_LGMB * self._scale).log_softmax(-1).amax(2)
+        return share_LGB.topk(count, -1, sorted=False).indices.sort(-1).values
+
+    def _worth(self, queries_LNHK: Tensor, stretches: list[_Stretch]) -> Tensor:
+        """Of each block the highest product of any of its keys with each query, [L, G, N R, B] float32."""
+        layout, size = self._store.layout, self._settings.block
+        n_layers, n_tokens, n_heads, head_dim = queries_LNHK.shape
+        q_LGMK = queries_LNHK.view(n_layers, n_tokens, layout.n_heads, n_heads // layout.n_heads, head_dim)
+        q_LGMK = q_LGMK.transpose(1, 2).flatten(2, 3)
         parts = []
         for stretch in stretches:
             keys_LGSK = stretch.slots[0, :, :, stretch.start : stretch.start + stretch.count * size].to(torch.float32)

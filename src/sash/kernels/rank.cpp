@@ -1,0 +1,74 @@
+// Which blocks of keys outside of the window the last queries want most.
+#include <algorithm>
+#include <cfloat>
+#include <cstring>
+
+#include "step.h"
+
+namespace sash {
+
+namespace {
+
+constexpr int64_t kClaims = 8;  // Of each thread, at least, where there are stretches enough.
+
+// The blocks with the largest shares, the first ones of equals, by ascending number.
+void choose(const float* share, int64_t n_blocks, int64_t n_chosen, std::vector<int64_t>& order, int64_t* out) {
+  order.resize(static_cast<size_t>(n_blocks));
+  for (int64_t block = 0; block < n_blocks; ++block) order[static_cast<size_t>(block)] = block;
+  const auto more = [&](int64_t a, int64_t b) { return share[a] > share[b] || (share[a] == share[b] && a < b); };
+  if (n_chosen < n_blocks) std::nth_element(order.begin(), order.begin() + n_chosen, order.end(), more);
+  std::copy_n(order.begin(), n_chosen, out);
+  std::sort(out, out + n_chosen);
+}
+
+}  // namespace
+
+void Stepper::rank(const Ranking& r, const std::vector<RankedStretch>& stretches, int64_t n_blocks, int64_t* out) {
+  const int64_t per_group = r.n_heads / r.n_kv_heads, n_rows = r.n_tokens * per_group;
+  const int64_t n_units = r.n_layers * r.n_kv_heads, stride = (n_blocks + 15) / 16 * 16;
+  const size_t query_bytes = static_cast<size_t>((n_units * n_rows * r.head_dim * 2 + 63) / 64 * 64);
+  const size_t floats = static_cast<size_t>(n_units * (n_rows + 1) * stride);
+  char* const room = scratch_.room(query_bytes + floats * 4);
+  uint16_t* const q = reinterpret_cast<uint16_t*>(room);
+  float* const products = reinterpret_cast<float*>(room + query_bytes);
+  float* const shares = products + n_units * n_rows * stride;
+  for (int64_t unit = 0; unit < n_units; ++unit)
+    for (int64_t row = 0; row < n_rows; ++row) {
+      const uint16_t* from = r.queries + unit / r.n_kv_heads * r.layer_step + row / per_group * r.token_step;
+      from += (unit % r.n_kv_heads * per_group + row % per_group) * r.head_dim;
+      std::memcpy(q + (unit * n_rows + row) * r.head_dim, from, static_cast<size_t>(r.head_dim) * 2);
+    }
+  const int64_t n_stretches = static_cast<int64_t>(stretches.size());
+  // Queries are laid out anew for every claim: no more claims than threads need to end together.
+  const int64_t n_claims = std::min(n_stretches, 1 + kClaims * pool_.size() / n_units);
+  std::vector<std::vector<int64_t>> orders(static_cast<size_t>(pool_.size()));
+  region([&](Team& team) {
+    std::vector<RankedKeys> parts;
+    team.share(n_units * n_claims, [&](int64_t index) {
+      const int64_t unit = index / n_claims, layer = unit / r.n_kv_heads, head = unit % r.n_kv_heads;
+      const int64_t claim = index % n_claims, last = (claim + 1) * n_stretches / n_claims;
+      parts.clear();
+      for (int64_t at = claim * n_stretches / n_claims; at < last; ++at) {
+        const RankedStretch& s = stretches[static_cast<size_t>(at)];
+        parts.push_back({s.keys + layer * s.layer_stride + head * s.head_stride,
+                         s.scales ? s.scales + layer * s.scale_layer_stride + head * s.scale_head_stride : nullptr,
+                         s.first, s.n_blocks});
+      }
+      table_.rank_blocks({q + unit * n_rows * r.head_dim, n_rows, r.head_dim, parts.data(),
+                          static_cast<int64_t>(parts.size()), r.token_stride, r.block,
+                          products + unit * n_rows * stride, stride});
+    });
+    team.share(n_units, [&](int64_t unit) {
+      float* const own = products + unit * n_rows * stride;
+      for (int64_t row = 0; row < n_rows; ++row) {
+        for (const int64_t block : r.left_out) own[row * stride + block] = -FLT_MAX;
+        std::fill(own + row * stride + n_blocks, own + (row + 1) * stride, -FLT_MAX);
+      }
+      float* const share = shares + unit * stride;
+      table_.share_blocks({own, n_rows, n_blocks, stride, r.scale, share});
+      choose(share, n_blocks, r.n_chosen, orders[static_cast<size_t>(team.index())], out + unit * r.n_chosen);
+    });
+  });
+}
+
+}  // namespace sash
