@@ -200,7 +200,7 @@ def test_statistics_say_what_was_seen() -> None:
     assert stats.kv_bytes_full == 2 * 2 * length * 2 * 8 * 4
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     windows=st.lists(st.one_of(st.none(), st.integers(1, 12)), min_size=1, max_size=5),
     pins=st.integers(0, 4),

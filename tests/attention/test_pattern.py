@@ -198,7 +198,7 @@ def test_take_and_reshape_leave_scalars_alone():
 # Counting
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(pattern=patterns(), extra=st.integers(1, 52), data=st.data())
 def test_visible_pairs_counts_what_allows_allows(pattern: AttentionPattern, extra: int, data: st.DataObject):
     assert pattern.window is not None

@@ -83,7 +83,7 @@ def _kind(layer: AttentionPattern, query: TokenMeta, key: TokenMeta) -> str | No
     return "pinned" if layer.pins and pin else "global"
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(stacks())
 def test_the_cone_is_what_a_search_of_the_graph_finds(case: tuple[list[AttentionPattern], int, list[int], list[int]]):
     layers, n, pinned, flagged = case
