@@ -24,6 +24,7 @@ from sash.engine.overlap import Held, Overlap
 from sash.engine.proposer import Speculation
 from sash.engine.request import Request
 from sash.errors import EmptyPromptError, UsageError
+from sash.network import recall_layers
 from sash.network.hierarchy import Hierarchy
 from sash.network.packed import Network
 from sash.network.recall import RecallSettings, recalling
@@ -77,8 +78,8 @@ class LM(Reader):
         Args:
             budget: slots of a layer for what is brought back; by default as many as window and pins leave of twice
                 the window.
-            layers: which layers recall, counted from 0; by default those whose window was forced on them, or all with a
-                window if none was.
+            layers: which layers recall, counted from 0; by default those that `calibrate_recall` has found for these
+                weights, and else those whose window was forced on them, or all with a window if none was.
             **settings: fields of `sash.network.recall.RecallSettings`: block, piece, question, step.
 
         Raises:
@@ -86,9 +87,34 @@ class LM(Reader):
         """
         self._check_alone("recall")
         how = RecallSettings(**settings)
+        layers = recall_layers.kept(self.decoder) if layers is None else layers
         lm = self._over(network_with(self.decoder, recalling(self.config, how, budget, layers)))
         lm.recall = how
         return lm
+
+    def calibrate_recall(self, length: int = 512) -> tuple[int, ...]:
+        """Find the layers whose attention lands on what is asked for, and have `with_recall` use them from now on.
+
+        Four texts with a number in them are read, which takes a few seconds; see `sash.network.recall_layers`. The
+        choice is kept beside the models, by a digest of the weights. The same model finds the same layers.
+
+        Args:
+            length: tokens of each text, if the model was trained on so many; a model that only has windows reads texts
+                that its largest one holds.
+
+        Returns:
+            The layers, counted from 0.
+
+        Raises:
+            UsageError: texts too short to hide anything in, or no place to keep the choice.
+        """
+        length = recall_layers.readable(self.config, length)
+        begins = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        texts = recall_layers.probes(lambda text: list(self.tokenizer.encode(text, bos=False)), begins, length)
+        mass = recall_layers.mass_on(network_with(self.decoder, recall_layers.unforced(self.config, length)), texts)
+        layers = recall_layers.choose(mass)
+        recall_layers.keep(self.decoder, layers, mass)
+        return layers
 
     def with_speculation(self, speculate: object = "lookup") -> LM:
         """This model, where several tokens are read in one step if they are guessed: the answers are the same.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sash.cli import model_options
+from sash.cli import eval_recall, model_options
 from sash.errors import UsageError
 
 
@@ -26,3 +26,21 @@ def test_it_gives_the_model_an_annex(monkeypatch):
     monkeypatch.setattr("sash.loading.load_decoder", lambda *args, **kwargs: Model())
     assert model_options.load_lm("some", window="32", recall=16) == "recalls"
     assert asked == [16]
+
+
+def test_it_finds_the_layers(monkeypatch, capsys):
+    asked = {}
+
+    class Model:
+        config = type("Config", (), {"n_layers": 9})
+
+        def calibrate_recall(self, length):
+            asked["length"] = length
+            return (2, 5)
+
+    monkeypatch.setattr(model_options, "load_lm", lambda name, **how: asked.update(how) or Model())
+    assert eval_recall.recall_command("some", length="1k", weights="int8") == 0
+    assert capsys.readouterr().out == "2 of 9 layers recall from now on, with --recall: 2, 5\n"
+    assert eval_recall.recall_command("some", as_json=True) == 0
+    assert capsys.readouterr().out == '{"layers": [2, 5], "of": 9}\n'
+    assert asked == {"length": 512, "weights": "auto", "dtype": None, "device": "cpu", "threads": None}

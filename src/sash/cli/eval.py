@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sash import hub
+from sash.cli import eval_recall, eval_windows
 from sash.cli import eval_retrieval as retrieval
-from sash.cli import eval_windows
 from sash.cli import model_options as options
 from sash.cli.group import verb_app
 from sash.cli.live_text import check_file, read_pieces
@@ -187,4 +187,5 @@ app.command(name="distance")(retrieval.distance_command)
 app.command(name="influence")(eval_windows.influence_command)
 app.command(name="ablate")(eval_windows.ablate_command)
 app.command(name="positions")(eval_windows.positions_command)
+app.command(name="recall")(eval_recall.recall_command)
 app.command(name="methods")(retrieval.methods_command)
