@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,12 @@ import torch
 from sash.attention.pattern import AttentionPattern
 from sash.errors import UsageError
 from sash.kernels import isa, native
+from sash.kernels.activations import rotate as mix
+from sash.network import rope
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
+from sash.network.clamped_keys import BLOCK, ClampedKeys
+from sash.network.config import RopeConfig
 from sash.network.recall import RecallSettings, recalling
 from sash.network.ring_store import RingStore
 from tests.conftest import small_config, small_decoder
@@ -111,10 +116,11 @@ def test_the_native_network_brings_back_the_same(kv):
 
 def test_what_is_brought_back_is_out_of_sight_unpinned_and_what_the_log_holds():
     config = small_config([AttentionPattern(window=W, pins=3, annex=8)] * 2)
+    config = replace(config, trained_windows=(None, None))
     decoder = small_decoder(config)
     _, cache = read(decoder, RecallSettings(block=2, piece=8, question=3, step=1), [20, 1, 1, 30])
     store, length = store_of(cache), 52
-    tags_LGC = store.annex.tags[1]
+    tags_LGC = store.annex.tags[1] & BLOCK
     assert tags_LGC.shape == (2, 2, 4)
     assert store.annex.count(1) == 8
     assert int(tags_LGC.min()) >= 2
@@ -142,7 +148,57 @@ def test_the_best_key_of_a_block_speaks_for_it():
         products_RS = queries_NHK[:, 2 * group : 2 * group + 2].flatten(0, 1) @ keys_GSK[group].T * 8**-0.5
         best_RB = products_RS.unflatten(1, (-1, 2)).amax(-1)
         wanted = best_RB.softmax(-1).amax(0).topk(3).indices
-        assert set(store.annex.tags[1][0, group].tolist()) == set(wanted.tolist())
+        assert set((store.annex.tags[1][0, group] & BLOCK).tolist()) == set(wanted.tolist())
+
+
+@pytest.mark.parametrize(("kv", "tolerance"), [("auto", 1e-4), ("int8", 0.04)])
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_what_is_too_far_away_stands_where_the_layer_was_trained_to_see(kv, tolerance, layout):
+    """Of forced windows the context is the limit, of others the window: keys are as if read at the clamped position."""
+    patterns = [AttentionPattern(window=W, annex=12)] * 2
+    config = replace(small_config(patterns, context=40), trained_windows=(W, None))
+    layers = tuple(replace(layer, rope=RopeConfig(theta=50.0, layout=layout)) for layer in config.layers)
+    decoder = small_decoder(replace(config, layers=layers))
+    _, cache = read(decoder, RecallSettings(block=2, piece=8, question=3, step=1), [20, 1, 1, 36, 1, 1], kv=kv)
+    store, mixing = store_of(cache), cache.mixing
+    (run,) = store.log.held(1, 0, LENGTH)
+    slots, logged = store.slots(1, "annex"), store.log.slots(1, run)
+    n_moved = 0
+    for layer, limit in enumerate((W - 1, 39)):
+        stride = max(1, limit // 4)
+        nearest = (LENGTH // stride + 1) * stride - limit
+        assert LENGTH - nearest <= limit  # of the next query
+        q_K = mix(store.tap.of(1)[layer, 0, 0].float(), mixing)
+        for head, place in torch.cartesian_prod(torch.arange(2), torch.arange(6)).tolist():
+            first = 2 * (int(store.annex.tags[1][layer, head, place]) & BLOCK)
+            shift = nearest - first if LENGTH - first > limit else 0
+            assert shift >= 0
+            n_moved += shift > 0
+            for at in range(2):
+                true_K = mix(logged[0, layer, head, first + at].to(torch.float32), mixing)
+                turns = [rope.angles(*rope.frequencies(layers[0].rope, 8), torch.tensor([position]), torch.float32)
+                         for position in (-first - at, first + at + shift)]  # fmt: skip
+                fresh_K = true_K[None, None]
+                for cos_TF, sin_TF in turns:  # back to none, and to the clamped one
+                    fresh_K = rope.rotate(fresh_K, cos_TF, sin_TF, layout)
+                got_K = mix(slots[0, layer, head, 2 * place + at].to(torch.float32), mixing)
+                assert float(q_K @ got_K) == pytest.approx(float(q_K @ fresh_K[0, 0]), abs=tolerance)
+                kept = slots[1, layer, head, 2 * place + at], logged[1, layer, head, first + at]
+                assert torch.equal(kept[0].numbers, kept[1].numbers)
+    assert 12 < n_moved <= 24
+
+
+def test_true_distances_stay_within_the_context():
+    """At the limit itself nothing is turned; where no context is known nothing ever is."""
+    clamped = {}
+    for context in (0, 60, 59):
+        config = replace(small_config([AttentionPattern(window=W, annex=4)], context=context), trained_windows=(None,))
+        store = KVCache(config, recall=RecallSettings(block=2)).stores[config.patterns[0]]
+        shifts_LGC, tags_LGC = ClampedKeys(config, store, 1, 2).shifts(torch.arange(4).view(1, 1, 4), 59)
+        clamped[context] = shifts_LGC.flatten().tolist()
+        assert [tag & BLOCK for tag in tags_LGC.flatten().tolist()] == [0, 1, 2, 3]
+        assert [tag > BLOCK for tag in tags_LGC.flatten().tolist()] == [shift > 0 for shift in clamped[context]]
+    assert clamped == {0: [0, 0, 0, 0], 60: [0, 0, 0, 0], 59: [12, 0, 0, 0]}  # the anchor is at 70
 
 
 @torch.inference_mode()

@@ -102,11 +102,10 @@ class KVCache:
                 raise DoesNotFitError(f"no memory for {n_rows} rolling buffers: use fewer sequences at once") from error
         annexed = [store for store in self.stores.values() if isinstance(store, RingStore) and store.annex is not None]
         self.summaries = None if config.hierarchy is None else Summaries(config, annexed, self.mixing)
-        scale = config.attention_scale if config.attention_scale is not None else config.head_dim**-0.5
         stores = tuple(self.stores.values())
         if recall is not None and config.hierarchy is not None:
             raise UsageError("an annex holds what recall brings back or summaries, not both: use one of them")
-        self.recall = None if recall is None else Recall(recall, stores, config.n_heads, scale)
+        self.recall = None if recall is None else Recall(recall, stores, config, self.mixing)
 
     @property
     def nbytes(self) -> int:

@@ -4,7 +4,8 @@ Behind each ring lies the log of all tokens. After every step the keys in it are
 key/value head, by what the step's last tokens asked there: a block of a few tokens is worth what its best key would
 have got of the attention to all that is out of sight, for the query that wants it most. The best blocks that the annex
 has room for are copied into it, with their true positions, so that the next step attends to them as if they were still
-in the window. What is there already and wanted again stays where it is.
+in the window; no farther away, though, than the layer was trained to see (`sash.network.clamped_keys`). What is there
+already and wanted again stays where it is.
 
 Keys stand for themselves. Bounds of blocks (Quest, arXiv 2406.10774) and means of blocks read fewer numbers, but of
 small blocks of real models they lost most of what was to be found; see `docs/log.md`.
@@ -23,8 +24,8 @@ from torch import Tensor
 
 from sash.errors import UsageError
 from sash.kernels import native
-from sash.network.annex import Annex
 from sash.network.batch import Batch, Span
+from sash.network.clamped_keys import ClampedKeys
 from sash.network.config import ModelConfig
 from sash.network.query_tap import QueryTap
 from sash.network.ring_store import RingStore
@@ -102,10 +103,10 @@ def recalling(
 class Recall:
     """What is brought back to the rows of a cache."""
 
-    def __init__(self, settings: RecallSettings, stores: Sequence[Store], n_heads: int, scale: float) -> None:
+    def __init__(self, settings: RecallSettings, stores: Sequence[Store], config: ModelConfig, mixing: int) -> None:
         self.settings = settings
         self._parts = [
-            _Part(store, settings, n_heads, scale)
+            _Part(store, settings, config, mixing)
             for store in stores
             if isinstance(store, RingStore) and store.annex is not None
         ]
@@ -136,11 +137,13 @@ class _Stretch:
 class _Part:
     """The recall of the layers of one store."""
 
-    def __init__(self, store: RingStore, settings: RecallSettings, n_heads: int, scale: float) -> None:
+    def __init__(self, store: RingStore, settings: RecallSettings, config: ModelConfig, mixing: int) -> None:
         layout = store.layout
-        self._store, self._settings, self._scale = store, settings, scale
+        self._store, self._settings = store, settings
+        self._scale = config.attention_scale if config.attention_scale is not None else config.head_dim**-0.5
+        self._clamped = ClampedKeys(config, store, mixing, settings.block)
         self._room = 0 if store.annex is None else store.annex.n_slots // settings.block
-        store.tap = QueryTap(layout.n_layers, n_heads, layout.head_dim, max(1, settings.step))
+        store.tap = QueryTap(layout.n_layers, config.n_heads, layout.head_dim, max(1, settings.step))
         self._natively = (
             native.available()
             and layout.device.type == "cpu"
@@ -166,7 +169,7 @@ class _Part:
             annex.clear(row)
             return
         chosen_LGC = self._choose(queries_LNHK, stretches, pinned, count)
-        self._bring(row, annex, chosen_LGC + first, first, stretches)
+        self._bring(row, length, chosen_LGC + first, first, stretches)
         annex.show(row, count * self._settings.block)
 
     def _out_of_sight(self, row: int, length: int) -> tuple[int, list[_Stretch]]:
@@ -228,9 +231,14 @@ class _Part:
             parts.append(products.view(*products.shape[:-1], stretch.count, size).amax(-1))
         return torch.cat(parts, -1)
 
-    def _bring(self, row: int, annex: Annex, chosen_LGC: Tensor, first: int, stretches: list[_Stretch]) -> None:
+    def _bring(self, row: int, length: int, chosen_LGC: Tensor, first: int, stretches: list[_Stretch]) -> None:
         """Copy chosen blocks that are not there yet over those that are not wanted any more."""
-        count = chosen_LGC.shape[-1]
+        annex, count = self._store.annex, chosen_LGC.shape[-1]
+        if annex is None:
+            return
+        tags_LGC, shifts_LGC = chosen_LGC, None
+        if self._clamped.touches(length, first):
+            shifts_LGC, tags_LGC = self._clamped.shifts(chosen_LGC, length)
         held_LGC = annex.tags[row]
         if held_LGC is None or held_LGC.shape[-1] != count:
             new_LGC = torch.full_like(chosen_LGC, -1)
@@ -238,17 +246,19 @@ class _Part:
                 kept = min(count, held_LGC.shape[-1])
                 new_LGC[..., :kept] = held_LGC[..., :kept]
             annex.tags[row] = held_LGC = new_LGC
-        same = held_LGC.unsqueeze(-1) == chosen_LGC.unsqueeze(-2)
+        same = held_LGC.unsqueeze(-1) == tags_LGC.unsqueeze(-2)
         free_LGC, missing_LGC = ~same.any(-1), ~same.any(-2)
-        blocks_I = chosen_LGC[missing_LGC]
+        blocks_I = chosen_LGC[missing_LGC] - first
         if not len(blocks_I):
             return
-        held_LGC[free_LGC] = blocks_I  # as many are free as are missing, in every head
+        held_LGC[free_LGC] = tags_LGC[missing_LGC]  # as many are free as are missing, in every head
         places_I3 = free_LGC.nonzero()
         if self._natively:
-            self._copy_natively(row, places_I3, blocks_I - first, stretches)
+            self._copy_natively(row, places_I3, blocks_I, stretches)
         else:
-            self._copy(row, places_I3.tolist(), (blocks_I - first).tolist(), stretches)
+            self._copy(row, places_I3.tolist(), blocks_I.tolist(), stretches)
+        if shifts_LGC is not None:
+            self._clamped.turn(row, places_I3, shifts_LGC[missing_LGC])
 
     def _copy(self, row: int, places: list[list[int]], blocks: list[int], stretches: list[_Stretch]) -> None:
         size, slots = self._settings.block, self._store.slots(row, "annex")
