@@ -7,6 +7,7 @@ depths, and asked for with full attention, with the window alone, and with recal
 Targets: a token <= 1.5 x, slots <= 2 W a layer, found >= 95 % of what full attention finds.
 
     python benchmarks/recall.py --model smollm2-135m-instruct --window 128 --tokens 4096
+    python benchmarks/recall.py --layers calibrated
     python benchmarks/recall.py --model gemma-3-270m --window 256 --tokens 8192 --prompts 0
 """
 
@@ -95,14 +96,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=11)
-    parser.add_argument("--layers", type=lambda text: [int(part) for part in text.split(",")], default=None)
+    parser.add_argument("--layers", default=None, help="1,4,...; or calibrated; by default as with_recall chooses")
     parser.add_argument("--kv", default="auto")
     asked = parser.parse_args()
     full = load_decoder(asked.model, kv=asked.kv)
-    recalls = full.with_window(asked.window).with_recall(layers=asked.layers)
+    told = asked.layers and asked.layers != "calibrated"
+    layers = [int(part) for part in asked.layers.split(",")] if told else None
+    if asked.layers == "calibrated":
+        layers = list(full.calibrate_recall(keep=False))
+    recalls = full.with_window(asked.window).with_recall(layers=layers)
     pins = max(pattern.pins for pattern in recalls.config.patterns)
     kinds = {"window": full.with_window(asked.window, pins), "recall": recalls}
     figures = {**vars(asked), **time_tokens(kinds, asked.tokens, asked.steps), "machine": describe_machine()}
+    figures["recalling"] = [at for at, pattern in enumerate(recalls.config.patterns) if pattern.annex]
+    print(f"{len(figures['recalling'])} of {full.config.n_layers} layers recall")
     print(f"a token: {figures['token_ms']} ms, {figures['ratio']} x; slots a layer: {figures['slots']}")
     if asked.prompts:
         figures["found"] = {

@@ -92,7 +92,7 @@ class LM(Reader):
         lm.recall = how
         return lm
 
-    def calibrate_recall(self, length: int = 512) -> tuple[int, ...]:
+    def calibrate_recall(self, length: int = 512, *, keep: bool = True) -> tuple[int, ...]:
         """Find the layers whose attention lands on what is asked for, and have `with_recall` use them from now on.
 
         Four texts with a number in them are read, which takes a few seconds; see `sash.network.recall_layers`. The
@@ -101,6 +101,7 @@ class LM(Reader):
         Args:
             length: tokens of each text, if the model was trained on so many; a model that only has windows reads texts
                 that its largest one holds.
+            keep: have `with_recall` use them.
 
         Returns:
             The layers, counted from 0.
@@ -113,7 +114,8 @@ class LM(Reader):
         texts = recall_layers.probes(lambda text: list(self.tokenizer.encode(text, bos=False)), begins, length)
         mass = recall_layers.mass_on(network_with(self.decoder, recall_layers.unforced(self.config, length)), texts)
         layers = recall_layers.choose(mass)
-        recall_layers.keep(self.decoder, layers, mass)
+        if keep:
+            recall_layers.keep(self.decoder, layers, mass)
         return layers
 
     def with_speculation(self, speculate: object = "lookup") -> LM:

@@ -32,7 +32,7 @@ from sash.network.packed import Network
 from sash.network.query_tap import QueryTap
 from sash.network.ring_store import RingStore
 
-SHARE, LEAST = 0.9, 4
+SHARE, LEAST = 0.99, 4
 """Layers are chosen that together hold so much of what lands on the number, and not fewer than so many."""
 
 _FILLING = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
