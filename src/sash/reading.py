@@ -155,7 +155,8 @@ class Reader:
             progress: called with the number of tokens read after each chunk.
         """
         wanted = torch.tensor(ids[1:], dtype=torch.int64)
-        scores: list[Tensor] = []
+        # Made at once: small tensors kept among freed logits of many megabytes would leave holes that nothing fits.
+        scores = torch.empty(len(wanted))
         start = 0
         for hidden_CD in self.hidden(ids, chunk):
             for rows_ND in torch.split(hidden_CD, HEAD_ROWS):
@@ -163,11 +164,11 @@ class Reader:
                 if len(next_N):
                     logits_NV = self._logits(rows_ND[: len(next_N)])
                     chosen_N = logits_NV.gather(1, next_N.to(logits_NV.device)[:, None]).squeeze(1)
-                    scores.append((chosen_N - logits_NV.logsumexp(-1)).cpu())
+                    scores[start : start + len(next_N)] = chosen_N - logits_NV.logsumexp(-1)
                 start += len(rows_ND)
             if progress is not None:
                 progress(len(hidden_CD))
-        return torch.cat(scores) if scores else torch.empty(0)
+        return scores
 
     @torch.inference_mode()
     def _logits(self, hidden_ND: Tensor) -> Tensor:
