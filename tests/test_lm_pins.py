@@ -127,8 +127,10 @@ def test_global_tokens_share_the_budget_of_pins(global_, words: str):
         make_lm(AttentionPattern()).generate(TEXT, global_=global_, **GREEDY)
     with pytest.raises(UsageError, match="overlap"):
         make_lm().with_overlap(5).generate(TEXT, global_=[range(2)], **GREEDY)
-    with pytest.raises(UsageError, match="guesses"):
-        make_lm().generate(TEXT, global_=[range(2)], speculate="lookup", **GREEDY)
+    with pytest.raises(UsageError, match="guess"):
+        make_lm().generate(TEXT, global_=["answer", range(2)], speculate="lookup", **GREEDY)
+    plain = make_lm().generate(TEXT, global_=[range(2)], **GREEDY)
+    assert make_lm().generate(TEXT, global_=[range(2)], speculate="lookup", **GREEDY).token_ids == plain.token_ids
 
 
 def test_a_session_has_room_for_global_tokens():

@@ -160,7 +160,7 @@ def _landed(config: ModelConfig, store: RingStore, row: int, queries_LNHK: Tenso
 def choose(mass: Sequence[float], share: float = SHARE, least: int = LEAST) -> tuple[int, ...]:
     """The fewest layers, at least `least`, that hold `share` of the whole mass; ascending.
 
-    >>> choose([0.1, 0.6, 0.0, 0.25, 0.05], least=1), choose([0.1, 0.6, 0.0, 0.25, 0.05], least=4)
+    >>> choose([0.1, 0.6, 0.0, 0.25, 0.05], 0.9, least=1), choose([0.1, 0.6, 0.0, 0.25, 0.05], 0.9, least=4)
     ((0, 1, 3), (0, 1, 3, 4))
     """
     order = sorted(range(len(mass)), key=lambda index: (-mass[index], index))
