@@ -88,8 +88,8 @@ class Call:
 
     @property
     def done(self) -> bool:
-        """Whether every sequence is over."""
-        return len(self.sequences) == len(self._jobs)
+        """Whether every sequence is over, and all that it wrote was given out by `parts`."""
+        return not self._early and len(self.sequences) == len(self._jobs)
 
     async def begun(self, seconds: float) -> None:
         """Wait until the engine has taken up the first sequence, or for some time at most.
