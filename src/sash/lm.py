@@ -135,6 +135,10 @@ class LM(Reader):
             lm._check_alone("guessed tokens")
         return lm
 
+    def _guessing(self, speculate: object) -> LM:
+        """This model, guessing as one call wants it to; None for as it does anyway."""
+        return self if speculate is None else self.with_speculation(speculate)
+
     def with_overlap(self, stride: int) -> LM:
         """This model, reading by overlapping windows: nothing rolls on, the newest tokens are read again instead.
 
@@ -229,10 +233,6 @@ class LM(Reader):
             UsageError: a sampling field or token id that cannot be, or a part that is not in the prompt.
             PinsError: pins that are over the budget, or that no window needs.
         """
-        if speculate is not None:
-            quick = self.with_speculation(speculate)
-            how: dict[str, Any] = {"pins": pins, "pin_budget": pin_budget, "pin_overflow": pin_overflow, "audit": audit}
-            return quick.generate(prompt, global_=global_, **how, **sampling)
         several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
         prompts: list[Prompt] = list(prompt) if several else [prompt]  # type: ignore[list-item,arg-type]
         wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
@@ -240,7 +240,7 @@ class LM(Reader):
         asked = [
             wishes.ask(self.config, self.tokenizer, self._encode(one), n_written=params.max_tokens) for one in prompts
         ]
-        completions = self._complete(asked, params)
+        completions = self._guessing(speculate)._complete(asked, params)
         return completions if several else completions[0]
 
     def _complete(self, asked: list[Asked], params: SamplingParams, *, continues: bool = True) -> list[Completion]:
@@ -322,8 +322,7 @@ class LM(Reader):
         params = SamplingParams(**_as_tuple(sampling))
         wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
         asked = wishes.ask(self.config, self.tokenizer, self._encode(prompt), n_written=params.max_tokens)
-        lm = self if speculate is None else self.with_speculation(speculate)
-        session = lm.session(asked.n_flagged, sees=bool(asked.seers))
+        session = self._guessing(speculate).session(asked.n_flagged, sees=bool(asked.seers))
         session.feed(asked.ids, pins=asked.pins, seers=asked.seers)
         stream = session.stream(params)
         return Stream(iter(stream), lambda: audited(session.config, asked, stream.completion), stream.close)
@@ -360,8 +359,7 @@ class LM(Reader):
         asked = wishes.ask(
             self.config, self.tokenizer, ids, messages, n_written=params.max_tokens, safe_prompt=safe_prompt
         )
-        lm = self if speculate is None else self.with_speculation(speculate)
-        return lm._complete([asked], params, continues=False)[0]
+        return self._guessing(speculate)._complete([asked], params, continues=False)[0]
 
     def session(self, pins: int = 0, *, sees: bool = False, log: bool | int = False) -> Session:
         """An open rolling buffer: feed it forever, let it write at any point.

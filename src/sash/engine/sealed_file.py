@@ -30,14 +30,13 @@ import torch
 from torch import Tensor
 
 from sash.checkpoint.json_object import parse_object
+from sash.engine.whole_file import data_size, padding, read_exactly, read_tensor, replace, write_summed
 from sash.errors import CheckpointError, DoesNotFitError, UsageError
 
 _PRELUDE = struct.Struct("<8sIIQQ")
 _DIGEST = 32
-_ALIGNMENT = 64
 _MAX_HEADER = 256 << 20
 _MAX_VALUES = 2_000_000
-_PIECE = 4 << 20
 _DTYPES = {n: getattr(torch, n) for n in ("bfloat16", "float16", "float32", "int8", "int32", "int64", "bool")}
 
 
@@ -66,18 +65,9 @@ def write(path: Path, kind: Kind, header: dict[str, Any], tensors: Sequence[Tens
     check_place(path, kind)
     clear(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb", buffering=0) as file:
-            size = _write_all(file, kind, header, tensors)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    _flush_folder(path.parent)
-    return size
+    return replace(
+        path, temporary, lambda file: write_summed(file, _front(kind, header, tensors), tensors, _digest())
+    )  # fmt: skip
 
 
 def check_place(path: Path, kind: Kind) -> None:
@@ -123,46 +113,16 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _flush_folder(folder: Path) -> None:
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _digest(data: bytes = b"") -> hashlib.blake2b:
+    return hashlib.blake2b(data, digest_size=_DIGEST)
 
 
-def _write_all(file: IO[bytes], kind: Kind, header: dict[str, Any], tensors: Sequence[Tensor]) -> int:
-    digest, size = hashlib.blake2b(digest_size=_DIGEST), 0
-
-    def put(data: memoryview) -> None:
-        nonlocal size
-        digest.update(data)
-        while len(data):
-            written = file.write(data)
-            size += written
-            data = data[written:]
-
+def _front(kind: Kind, header: dict[str, Any], tensors: Sequence[Tensor]) -> bytes:
     shapes = [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in tensors]
     text = json.dumps({**header, "tensors": shapes}).encode()
-    front = _PRELUDE.pack(kind.magic, kind.version, len(text), 0, _data_size(t.nbytes for t in tensors)) + text
-    front += hashlib.blake2b(front, digest_size=_DIGEST).digest()
-    put(memoryview(front + bytes(-len(front) % _ALIGNMENT)))
-    for tensor in tensors:
-        data = memoryview(_bytes_of(tensor))
-        for start in range(0, len(data), _PIECE):
-            put(data[start : start + _PIECE])
-        put(memoryview(bytes(-len(data) % _ALIGNMENT)))
-    put(memoryview(digest.digest()))
-    return size
-
-
-def _data_size(sizes: Any) -> int:
-    return sum(size + -size % _ALIGNMENT for size in sizes)
-
-
-def _bytes_of(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    front = _PRELUDE.pack(kind.magic, kind.version, len(text), 0, data_size(t.nbytes for t in tensors)) + text
+    front += _digest(front).digest()
+    return front + bytes(padding(len(front)))
 
 
 def read_header(path: Path, kind: Kind) -> dict[str, Any]:
@@ -186,16 +146,13 @@ def read(path: Path, kind: Kind) -> tuple[dict[str, Any], list[Tensor]]:
     """
     with _opened(path, kind) as file:
         header, shapes, raw = _read_front(path, file, kind)
-        digest, tensors = hashlib.blake2b(raw, digest_size=_DIGEST), []
+        digest, tensors = _digest(raw), []
         for dtype, shape in shapes:
-            nbytes = prod(shape) * dtype.itemsize
             try:
-                buffer = torch.empty(nbytes, dtype=torch.uint8)
+                data = read_tensor(path, file, prod(shape) * dtype.itemsize, digest)
             except RuntimeError as error:
                 raise DoesNotFitError(f"there is no memory for what {path} holds") from error
-            _fill(path, file, memoryview(_bytes_of(buffer)), digest)
-            _fill(path, file, memoryview(bytearray(-nbytes % _ALIGNMENT)), digest)
-            tensors.append(buffer.view(dtype).view(shape))
+            tensors.append(data.view(dtype).view(shape))
         if file.read(_DIGEST + 1) != digest.digest():
             raise CheckpointError(f"{path} is damaged: its checksum does not fit")
     return header, tensors
@@ -214,18 +171,6 @@ def _opened(path: Path, kind: Kind) -> IO[bytes]:
     return os.fdopen(handle, "rb", buffering=0)
 
 
-def _fill(path: Path, file: IO[bytes], room: memoryview, digest: hashlib.blake2b) -> None:
-    for start in range(0, len(room), _PIECE):
-        piece = room[start : start + _PIECE]
-        done = 0
-        while done < len(piece):
-            count = file.readinto(piece[done:])  # type: ignore[attr-defined]
-            if not count:
-                raise CheckpointError(f"{path} ends too early")
-            done += count
-        digest.update(piece)
-
-
 Shapes = list[tuple[torch.dtype, tuple[int, ...]]]
 
 
@@ -240,28 +185,19 @@ def _read_front(path: Path, file: IO[bytes], kind: Kind) -> tuple[dict[str, Any]
         remedy = "use a newer Sash" if version > kind.version else "it has to be made anew"
         raise CheckpointError(f"{path} is a {kind.words} of version {version}, and this reads {kind.version}: {remedy}")
     stop = _PRELUDE.size + n_header
-    start = stop + _DIGEST + -(stop + _DIGEST) % _ALIGNMENT
+    start = stop + _DIGEST + padding(stop + _DIGEST)
     if n_header > _MAX_HEADER or idle or start + n_data + _DIGEST != size:
         raise CheckpointError(f"{path} is torn: it has {size} bytes and names {start + n_data + _DIGEST}")
-    raw = prelude + _all(file, start - _PRELUDE.size)
-    if len(raw) != start or raw[stop : stop + _DIGEST] != hashlib.blake2b(raw[:stop], digest_size=_DIGEST).digest():
+    raw = prelude + read_exactly(file, start - _PRELUDE.size)
+    if len(raw) != start or raw[stop : stop + _DIGEST] != _digest(raw[:stop]).digest():
         raise CheckpointError(f"{path} is damaged: the checksum of its header does not fit")
     header = parse_object(raw[_PRELUDE.size : stop], what=str(path), max_values=_MAX_VALUES)
     try:
         shapes = [(_DTYPES[dtype], tuple(shape)) for dtype, shape in header.pop("tensors")]
         if not all(type(number) is int and 0 <= number < 2**48 for _, shape in shapes for number in shape):
             raise ValueError("no shape")
-        if _data_size(prod(shape) * dtype.itemsize for dtype, shape in shapes) != n_data:
+        if data_size(prod(shape) * dtype.itemsize for dtype, shape in shapes) != n_data:
             raise ValueError("other sizes")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} contradicts itself") from error
     return header, shapes, raw
-
-
-def _all(file: IO[bytes], count: int) -> bytes:
-    """The next `count` bytes, or what there is of them: a read may give less than was asked for."""
-    parts = []
-    while count and (part := file.read(count)):
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)

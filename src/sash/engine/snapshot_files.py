@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from sash.checkpoint.json_object import parse_object
+from sash.engine.whole_file import data_size, padding, read_exactly, read_tensor, replace, write_summed
 from sash.errors import CheckpointError
 from sash.network.snapshot import RowState
 
@@ -43,10 +44,8 @@ VERSION = 2
 _MAGIC = b"SASHROW\n"
 _PRELUDE = struct.Struct("<8sIIQQ")
 _DIGEST = 32
-_ALIGNMENT = 64
 _MAX_HEADER = 4 << 20
 _MAX_VALUES = 100_000
-_PIECE = 4 << 20
 _DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "int8", "int64", "bool")}
 
 
@@ -105,33 +104,13 @@ def write(folder: Path, label: Label, state: RowState, tensors: list[Tensor]) ->
     temporary = folder / f".{label.name}.{os.getpid()}.tmp"
     with suppress(FileNotFoundError):
         temporary.unlink()
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "wb", buffering=0) as file:
-            size = _write_all(file, label, state, tensors)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    flush_folder(folder)
-    return size
-
-
-def flush_folder(folder: Path) -> None:
-    """Make what was renamed in a folder last, where the system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    front = _front(label, state, tensors)
+    return replace(path, temporary, lambda file: write_summed(file, front, tensors, hashlib.sha256()))
 
 
 def file_size(label: Label, state: RowState, tensors: list[Tensor]) -> int:
     """Bytes that `write` will write."""
-    return len(_front(label, state, tensors)) + _data_size(tensor.nbytes for tensor in tensors) + _DIGEST
+    return len(_front(label, state, tensors)) + data_size(tensor.nbytes for tensor in tensors) + _DIGEST
 
 
 def _front(label: Label, state: RowState, tensors: list[Tensor]) -> bytes:
@@ -146,39 +125,10 @@ def _front(label: Label, state: RowState, tensors: list[Tensor]) -> bytes:
         "tensors": [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in tensors],
     }
     text = json.dumps(header).encode()
-    data = _data_size(tensor.nbytes for tensor in tensors)
+    data = data_size(tensor.nbytes for tensor in tensors)
     front = _PRELUDE.pack(_MAGIC, VERSION, len(text), len(label.ids) // 4, data) + text + label.ids
     front += hashlib.sha256(front).digest()
-    return front + bytes(-len(front) % _ALIGNMENT)
-
-
-def _data_size(sizes: Any) -> int:
-    return sum(size + -size % _ALIGNMENT for size in sizes)
-
-
-def _write_all(file: IO[bytes], label: Label, state: RowState, tensors: list[Tensor]) -> int:
-    digest, size = hashlib.sha256(), 0
-
-    def put(data: memoryview) -> None:
-        nonlocal size
-        digest.update(data)
-        while len(data):
-            written = file.write(data)
-            size += written
-            data = data[written:]
-
-    put(memoryview(_front(label, state, tensors)))
-    for tensor in tensors:
-        data = memoryview(_bytes_of(tensor))
-        for start in range(0, len(data), _PIECE):
-            put(data[start : start + _PIECE])
-        put(memoryview(bytes(-len(data) % _ALIGNMENT)))
-    put(memoryview(digest.digest()))
-    return size
-
-
-def _bytes_of(tensor: Tensor) -> Any:
-    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+    return front + bytes(padding(len(front)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +174,8 @@ def read(path: Path, label: Label) -> RowState:
             raise CheckpointError(f"{path} is a snapshot of something else")
         digest, tensors = hashlib.sha256(raw), []
         for dtype, shape in front.tensors:
-            nbytes = prod(shape) * dtype.itemsize
-            buffer = torch.empty(nbytes, dtype=torch.uint8)
-            _fill(path, file, memoryview(_bytes_of(buffer)), digest)
-            _fill(path, file, memoryview(bytearray(-nbytes % _ALIGNMENT)), digest)
-            tensors.append(buffer.view(dtype).view(shape))
+            data = read_tensor(path, file, prod(shape) * dtype.itemsize, digest)
+            tensors.append(data.view(dtype).view(shape))
         if file.read(_DIGEST + 1) != digest.digest():
             raise CheckpointError(f"{path} is damaged: its checksum does not fit")
     state = RowState.rebuild(front.described, tensors)
@@ -245,18 +192,6 @@ def _opened(path: Path) -> IO[bytes]:
     return file
 
 
-def _fill(path: Path, file: IO[bytes], room: memoryview, digest: hashlib._Hash) -> None:
-    for start in range(0, len(room), _PIECE):
-        piece = room[start : start + _PIECE]
-        done = 0
-        while done < len(piece):
-            count = file.readinto(piece[done:])  # type: ignore[attr-defined]
-            if not count:
-                raise CheckpointError(f"{path} ends too early")
-            done += count
-        digest.update(piece)
-
-
 def _read_front(path: Path, file: IO[bytes]) -> tuple[Front, bytes]:
     """The first part, and its bytes up to where the data begin."""
     size = os.fstat(file.fileno()).st_size
@@ -267,17 +202,17 @@ def _read_front(path: Path, file: IO[bytes]) -> tuple[Front, bytes]:
     if version != VERSION:
         raise CheckpointError(f"{path} is a snapshot of version {version}, and this reads {VERSION}")
     stop = _PRELUDE.size + n_header + 4 * n_ids
-    start = stop + _DIGEST + -(stop + _DIGEST) % _ALIGNMENT
+    start = stop + _DIGEST + padding(stop + _DIGEST)
     if n_header > _MAX_HEADER or start + n_data + _DIGEST != size:
         raise CheckpointError(f"{path} is torn: it has {size} bytes and names {start + n_data + _DIGEST}")
-    raw = prelude + file.read(start - _PRELUDE.size)
+    raw = prelude + read_exactly(file, start - _PRELUDE.size)
     if len(raw) != start or raw[stop : stop + _DIGEST] != hashlib.sha256(raw[:stop]).digest():
         raise CheckpointError(f"{path} is damaged: the checksum of its header does not fit")
     text, ids = raw[_PRELUDE.size : stop - 4 * n_ids], raw[stop - 4 * n_ids : stop]
     header = parse_object(text, what=str(path), max_values=_MAX_VALUES)
     front = Front(*_typed(path, header, ids), start, size)
     sizes = (prod(shape) * dtype.itemsize for dtype, shape in front.tensors)
-    if _data_size(sizes) != n_data or path.name != front.label.name + SUFFIX:
+    if data_size(sizes) != n_data or path.name != front.label.name + SUFFIX:
         raise CheckpointError(f"{path} contradicts itself")
     return front, raw
 

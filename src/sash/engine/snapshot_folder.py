@@ -20,7 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from sash.engine.snapshot_figures import FolderFigures
-from sash.engine.snapshot_files import SUFFIX, Front, Label, file_size, flush_folder, read, read_label, write
+from sash.engine.snapshot_files import SUFFIX, Front, Label, file_size, read, read_label, write
+from sash.engine.whole_file import flush_folder
 from sash.errors import CheckpointError, InputNotFoundError
 from sash.network.snapshot import RowState
 
