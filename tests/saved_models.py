@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
 from sash.attention.pattern import AttentionPattern
-from sash.kernels import layout, native
-from sash.kernels.packed import PackedWeight
+from sash.kernels import native
 from sash.lm import LM
 from sash.network.config import LayerConfig, ModelConfig, RopeConfig
-from sash.network.decoder import Decoder
 from sash.network.fused import FusedDecoder
-from sash.quantize import interleave_tiles
 from sash.sampling import SamplingParams
 from tests.conftest import ByteTokenizer, small_config, small_decoder
+from tests.native_parts import random_native
 
 W = 12
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps. "
@@ -47,25 +43,4 @@ def _fused(pins: int, mixed: bool, seed: int) -> FusedDecoder:
         architecture="small", vocab_size=259, dim=64, n_heads=4, n_kv_heads=2, head_dim=16, hidden_dim=96,
         layers=layers, qk_norm=mixed, post_norms=mixed, tied_embeddings=mixed,
     )  # fmt: skip
-    return _native(config, seed)
-
-
-def _native(config: ModelConfig, seed: int) -> FusedDecoder:
-    torch.manual_seed(seed)
-    parts: dict[str, PackedWeight | torch.Tensor] = {}
-    state = {name: torch.randn_like(value) * 0.2 for name, value in Decoder(config).state_dict().items()}
-    for name, value in state.items():
-        whole, _, last = name.removesuffix(".weight").rpartition(".")
-        if last == "wq":
-            parts[f"{whole}.wqkv"] = _packed(torch.cat([state[f"{whole}.w{part}.weight"] for part in "qkv"]))
-        elif last == "w1":
-            parts[f"{whole}.w13"] = interleave_tiles(_packed(value), _packed(state[f"{whole}.w3.weight"]))
-        elif last in ("wo", "w2", "tok_embeddings", "output"):
-            parts[name.removesuffix(".weight")] = _packed(value)
-        elif last.endswith("norm"):
-            parts[name] = value + 1
-    return FusedDecoder(config, parts)
-
-
-def _packed(weight_NK: torch.Tensor) -> PackedWeight:
-    return PackedWeight("bf16", *weight_NK.shape, layout.pack_bf16(weight_NK))
+    return random_native(config, seed)

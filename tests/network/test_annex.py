@@ -12,9 +12,8 @@ import torch
 
 from sash.attention.pattern import AttentionPattern, TokenMeta
 from sash.errors import ConfigError, UsageError
-from sash.kernels import isa, layout, native
+from sash.kernels import isa, native
 from sash.kernels.activations import rotate as mix
-from sash.kernels.packed import PackedWeight
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import LayerConfig, ModelConfig, RopeConfig
@@ -23,8 +22,8 @@ from sash.network.fused import FusedDecoder
 from sash.network.ring_store import RingStore
 from sash.network.sizing import kv_bytes, kv_slots
 from sash.network.slots import Vectors
-from sash.quantize import interleave_tiles
 from tests.conftest import small_config, small_decoder
+from tests.native_parts import parts_of_state
 
 W, LENGTH = 16, 60
 IDS = torch.randint(0, 61, (LENGTH,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -76,22 +75,7 @@ def native_pair(n_layers: int = 2, pins: int = 0, **sizes: int) -> tuple[FusedDe
     decoder = Decoder(config).eval()
     for parameter in decoder.parameters():
         parameter.data = (torch.randn_like(parameter) * 0.2 + (parameter.dim() == 1)).bfloat16().float()
-    state, parts = decoder.state_dict(), {}
-    for name, value in state.items():
-        whole, _, last = name.removesuffix(".weight").rpartition(".")
-        if last == "wq":
-            parts[f"{whole}.wqkv"] = packed(torch.cat([state[f"{whole}.w{part}.weight"] for part in "qkv"]))
-        elif last == "w1":
-            parts[f"{whole}.w13"] = interleave_tiles(packed(value), packed(state[f"{whole}.w3.weight"]))
-        elif last in ("wo", "w2", "tok_embeddings", "output"):
-            parts[name.removesuffix(".weight")] = packed(value)
-        elif last.endswith("norm"):
-            parts[name] = value
-    return FusedDecoder(config, parts), decoder
-
-
-def packed(weight_NK: torch.Tensor) -> PackedWeight:
-    return PackedWeight("bf16", *weight_NK.shape, layout.pack_bf16(weight_NK))
+    return FusedDecoder(config, parts_of_state(decoder.state_dict())), decoder
 
 
 def contents(config: ModelConfig, count: int, seed: int) -> torch.Tensor:

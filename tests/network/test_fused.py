@@ -7,14 +7,14 @@ import torch
 
 from sash.attention.pattern import AttentionPattern
 from sash.errors import UnsupportedError, UsageError
-from sash.kernels import layout, native
+from sash.kernels import native
 from sash.kernels.packed import PackedWeight
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import LayerConfig, ModelConfig, MoEConfig, RopeConfig
 from sash.network.decoder import Decoder
 from sash.network.fused import FusedDecoder, why_not
-from sash.quantize import interleave_tiles
+from tests.native_parts import parts_of_state
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="native kernels do not serve here: torch does")
 
@@ -70,26 +70,8 @@ def decoder_of(config: ModelConfig) -> Decoder:
     return decoder
 
 
-def packed(weight_NK: torch.Tensor) -> PackedWeight:
-    return PackedWeight("bf16", *weight_NK.shape, layout.pack_bf16(weight_NK))
-
-
 def parts_of(decoder: Decoder) -> dict[str, PackedWeight | torch.Tensor]:
-    state = {name: value.detach() for name, value in decoder.state_dict().items()}
-    parts: dict[str, PackedWeight | torch.Tensor] = {}
-    for name, value in state.items():
-        whole, _, last = name.removesuffix(".weight").rpartition(".")
-        if last == "wq":
-            parts[f"{whole}.wqkv"] = packed(torch.cat([state[f"{whole}.w{part}.weight"] for part in "qkv"]))
-            if f"{whole}.wq.bias" in state:
-                parts[f"{whole}.wqkv.bias"] = torch.cat([state[f"{whole}.w{part}.bias"] for part in "qkv"])
-        elif last == "w1":
-            parts[f"{whole}.w13"] = interleave_tiles(packed(value), packed(state[f"{whole}.w3.weight"]))
-        elif last in ("wo", "w2", "tok_embeddings", "output"):
-            parts[name.removesuffix(".weight")] = packed(value)
-        elif last.endswith("norm") or last == "gate":
-            parts[name] = value
-    return parts
+    return parts_of_state({name: value.detach() for name, value in decoder.state_dict().items()})
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda name: name.replace(" ", "_"))

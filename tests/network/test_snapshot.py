@@ -14,12 +14,10 @@ from hypothesis import strategies as st
 
 from sash.attention.pattern import AttentionPattern
 from sash.errors import CheckpointError, UsageError
-from sash.kernels import layout, native
-from sash.kernels.packed import PackedWeight
+from sash.kernels import native
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import LayerConfig, ModelConfig, RopeConfig
-from sash.network.decoder import Decoder
 from sash.network.fingerprint import fingerprint
 from sash.network.fused import FusedDecoder
 from sash.network.growing_store import GrowingStore
@@ -27,8 +25,8 @@ from sash.network.packed import Network
 from sash.network.ring_store import RingStore
 from sash.network.sizing import block_sizes
 from sash.network.snapshot import RowState
-from sash.quantize import interleave_tiles
 from tests.conftest import small_config, small_decoder
+from tests.native_parts import random_native
 
 W = 9
 CONFIGS = {
@@ -77,24 +75,7 @@ def fused(pins: int, mixed: bool) -> FusedDecoder:
         architecture="small", vocab_size=61, dim=64, n_heads=4, n_kv_heads=2, head_dim=16, hidden_dim=96,
         layers=layers, qk_norm=mixed, post_norms=mixed, tied_embeddings=mixed,
     )  # fmt: skip
-    torch.manual_seed(3)
-    parts: dict[str, PackedWeight | torch.Tensor] = {}
-    state = {name: torch.randn_like(value) * 0.2 for name, value in Decoder(config).state_dict().items()}
-    for name, value in state.items():
-        whole, _, last = name.removesuffix(".weight").rpartition(".")
-        if last == "wq":
-            parts[f"{whole}.wqkv"] = packed(torch.cat([state[f"{whole}.w{part}.weight"] for part in "qkv"]))
-        elif last == "w1":
-            parts[f"{whole}.w13"] = interleave_tiles(packed(value), packed(state[f"{whole}.w3.weight"]))
-        elif last in ("wo", "w2", "tok_embeddings", "output"):
-            parts[name.removesuffix(".weight")] = packed(value)
-        elif last.endswith("norm"):
-            parts[name] = value + 1
-    return FusedDecoder(config, parts)
-
-
-def packed(weight_NK: torch.Tensor) -> PackedWeight:
-    return PackedWeight("bf16", *weight_NK.shape, layout.pack_bf16(weight_NK))
+    return random_native(config, seed=3)
 
 
 def kvs(name: str) -> list[str]:
