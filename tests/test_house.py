@@ -45,8 +45,11 @@ ROOM = dict.fromkeys(
         "reading",
         "saved",
         "session",
+        "session_reader",
         "session_state",
+        "session_tokens",
         "speculation",
+        "variants",
     ),
     "lm",
 )
