@@ -66,7 +66,7 @@ def label_of(ids: Sequence[int], fingerprint: str = "f") -> Label:
 
 def held(snapshots: Snapshots) -> int:
     """What is in memory, counted anew."""
-    kept = [*snapshots._order.values(), *snapshots._fronts.values()]
+    kept = snapshots._held.pieces
     pieces = {piece: size for one in kept if one.state is not None for piece, size in one.state.storages().items()}
     return sum(pieces.values()) + sum(len(one.label.ids) for one in kept)
 

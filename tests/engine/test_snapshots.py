@@ -127,7 +127,7 @@ def test_only_pieces_that_a_next_token_sees_are_needed(distance: int) -> None:
     snapshots, ids = Snapshots(1 << 20), list(range(30))
     snapshots.keep(ids, None, row_of(ids, reach=6))
     gone = 22 - distance
-    pieces = [*snapshots._order.values(), *snapshots._fronts.values()]
+    pieces = snapshots._held.pieces
     snapshots.drop([piece.name for piece in pieces if piece.label.start <= gone < piece.label.length])
     found = snapshots.find([*ids[:22], 99], None)
     assert found is not None
@@ -157,7 +157,7 @@ def test_the_budget_is_never_exceeded_and_shared_blocks_count_once(memory, steps
             snapshots.keep(ids, None, row_of(ids, reach))
         assert snapshots.nbytes == held(snapshots) <= memory
         assert snapshots.figures().bytes == snapshots.nbytes
-    snapshots.drop([*snapshots._order, *snapshots._fronts])
+    snapshots.drop([piece.name for piece in snapshots._held.pieces])
     assert snapshots.nbytes == 0
     assert snapshots.find([0, 0, 0], None) is None
     assert len(snapshots._index) == len(snapshots._index._next) == len(snapshots._index._places) == 0

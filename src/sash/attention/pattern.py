@@ -7,12 +7,12 @@ integers, numpy arrays or torch tensors of any broadcastable shapes.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sash.errors import ConfigError, PinsError, UsageError, WindowError
+from sash.attention.pairs import count_pairs
+from sash.errors import ConfigError, PinsError, WindowError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +208,17 @@ class AttentionPattern:
         >>> AttentionPattern(window=3, dilation=2).reach_back
         4
         """
-        return None if self.window is None else self._arm * self.dilation
+        return None if self.window is None else self.arm * self.dilation
+
+    @property
+    def arm(self) -> int:
+        """Keys of a window on one side of the query, its own not included.
+
+        >>> AttentionPattern(window=4).arm, AttentionPattern(window=5, causal=False).arm
+        (3, 2)
+        """
+        window = self.window or 1
+        return window - 1 if self.causal else window // 2
 
     def capacity(self) -> int | None:
         """Slots that attention needs for any length of a sequence, pins and annex included; None where they must grow.
@@ -249,59 +259,7 @@ class AttentionPattern:
         >>> AttentionPattern(window=3, causal=False, global_tokens=True).visible_pairs(5, global_positions=[0])
         19
         """
-        n = n_tokens
-        if n < 0:
-            raise UsageError(f"a sequence has 0 or more tokens; got {n}")
-        if self.window is None:
-            return n * (n + 1) // 2 if self.causal else n * n
-        arm = self._arm
-        pairs = n + (1 if self.causal else 2) * _steps_behind(n, arm, self.dilation)
-        n_first = min(self.pins, n) if self.pin_by == "first" else 0
-        if n_first:
-            rest = n - n_first
-            steps = _steps_behind(n, arm, self.dilation) - _steps_behind(rest, arm, self.dilation)
-            pairs += n * (n - 1) // 2 - rest * (rest - 1) // 2 - steps
-        flagged: set[int] = set()
-        seers = {p for p in global_positions if 0 <= p < n} if self.global_tokens else set()
-        if self.pins and self.pin_by == "flag":
-            flagged.update(pinned_positions)
-            if len(flagged) > self.pins:
-                raise PinsError(f"{len(flagged)} tokens are flagged as pins, and the pattern holds {self.pins}")
-        seen = sorted(p for p in flagged | seers if n_first <= p < n)
-        pairs += sum(self._beyond(n - 1 - key) + (0 if self.causal else self._beyond(key)) for key in seen)
-        return pairs + self._pairs_of_global_queries(n, n_first, seen, seers)
-
-    @property
-    def _arm(self) -> int:
-        """Keys of the window on one side of the query, its own not included."""
-        window = self.window or 1
-        return window - 1 if self.causal else window // 2
-
-    def _beyond(self, n_side: int) -> int:
-        """Of the `n_side` tokens on one side of a token, those that the window does not join to it."""
-        return n_side - min(n_side // self.dilation, self._arm)
-
-    def _pairs_of_global_queries(self, n: int, n_first: int, seen: list[int], seers: set[int]) -> int:
-        """Keys that global queries see and that neither their window nor a pin or flag of the key shows them.
-
-        `seen` are the sorted flagged keys past the first `n_first`, which are all pins; `seers` the global queries.
-        """
-        by_residue: dict[int, list[int]] = {}
-        for key in seen:
-            by_residue.setdefault(key % self.dilation, []).append(key)
-        pairs = 0
-        for query in seers:
-            last = query if self.causal else n - 1
-            low, high = query - self._arm * self.dilation, min(last, query + self._arm * self.dilation)
-            alike = by_residue.get(query % self.dilation, [])
-            in_window = bisect_right(alike, high) - bisect_left(alike, low)
-            behind = query if self.global_reach is None else min(query, self.global_reach - 1)
-            shown = bisect_right(seen, last) - bisect_left(seen, query - behind) - in_window
-            nearest = max(0, -((n_first - 1 - query) // self.dilation))  # steps back to the last of the first pins
-            first_in_window = max(0, min(self._arm, query // self.dilation) - nearest + 1)
-            shown += min(n_first, query + 1) - first_in_window if n_first else 0
-            pairs += self._beyond(behind) + (0 if self.causal else self._beyond(n - 1 - query)) - shown
-        return pairs
+        return count_pairs(self, n_tokens, global_positions, pinned_positions)
 
     def flops(
         self,
@@ -317,19 +275,6 @@ class AttentionPattern:
         962
         """
         return 4 * n_heads * head_dim * self.visible_pairs(n_tokens, global_positions, pinned_positions)
-
-
-def _steps_behind(n: int, arm: int, dilation: int) -> int:
-    """Keys on one side of each of n tokens, summed: min(i // dilation, arm) over i < n.
-
-    >>> _steps_behind(8, 3, 1), sum(min(i, 3) for i in range(8))
-    (18, 18)
-    >>> _steps_behind(9, 2, 2), sum(min(i // 2, 2) for i in range(9))
-    (12, 12)
-    """
-    near = min(n, arm * dilation)
-    rounds, rest = divmod(near, dilation)
-    return dilation * rounds * (rounds - 1) // 2 + rest * rounds + (n - near) * arm
 
 
 def reach(patterns: tuple[AttentionPattern, ...]) -> int | None:

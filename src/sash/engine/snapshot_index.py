@@ -220,39 +220,6 @@ def begins(one: Label, other: Label) -> bool:
     return agreeing(one, other) == len(other.ids) // 4
 
 
-class SharedBytes:
-    """Bytes of pieces of memory that several hold, each counted once.
-
-    >>> pieces = SharedBytes()
-    >>> pieces.hold({"a": 3, "b": 4}); pieces.hold({"b": 4, "c": 5})
-    >>> pieces.bytes, pieces.missing({"b": 4, "d": 6})
-    (12, 6)
-    >>> pieces.free({"a": 3, "b": 4}); pieces.bytes
-    9
-    """
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self._holders: Counter[Hashable] = Counter()
-
-    def missing(self, pieces: Mapping[Hashable, int]) -> int:
-        """Bytes of those pieces that nobody holds yet."""
-        return sum(nbytes for piece, nbytes in pieces.items() if piece not in self._holders)
-
-    def hold(self, pieces: Mapping[Hashable, int]) -> None:
-        """One more holds these."""
-        self.bytes += self.missing(pieces)
-        self._holders.update(pieces.keys())
-
-    def free(self, pieces: Mapping[Hashable, int]) -> None:
-        """One holds these no longer."""
-        self._holders.subtract(pieces.keys())
-        for piece, nbytes in pieces.items():
-            if not self._holders[piece]:
-                del self._holders[piece]
-                self.bytes -= nbytes
-
-
 def inside(pins: Pins, start: int, end: int) -> Pins:
     """The stretches of pins that lie in [start, end), cut off there.
 

@@ -17,17 +17,16 @@ have asked.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sash.engine.snapshot_figures import SnapshotFigures
 from sash.engine.snapshot_folder import SnapshotFolder
-from sash.engine.snapshot_index import Asked, Piece, SharedBytes, SnapshotIndex
+from sash.engine.snapshot_index import Asked, Piece, SnapshotIndex
+from sash.engine.snapshot_memory import PieceMemory, SharedRoom
 from sash.errors import CheckpointError, UsageError
 from sash.network import sizing
-from sash.network.log import LogRoom
 from sash.network.pieces import alone, cut, join
 from sash.network.snapshot import RowState
 
@@ -49,18 +48,6 @@ class Found:
     length: int
     whole: bool
     names: tuple[str, ...]
-
-
-class SharedRoom(LogRoom):
-    """Logs of rows that run, in the budget of what is kept."""
-
-    def __init__(self, snapshots: Snapshots) -> None:
-        super().__init__(snapshots.memory)
-        self._snapshots = snapshots
-
-    def settle(self) -> None:
-        """Let pieces go, and then blocks of logs, if there are too many."""
-        self._snapshots.fit()
 
 
 class Snapshots:
@@ -86,11 +73,9 @@ class Snapshots:
         """
         if memory < 0 or disk < 0:
             raise UsageError("snapshots need budgets of 0 bytes or more")
-        self.memory, self._held, self._fingerprint = memory, SharedBytes(), fingerprint
-        self.room = SharedRoom(self) if memory else None
+        self.memory, self._held, self._fingerprint = memory, PieceMemory(), fingerprint
+        self.room = SharedRoom(memory, self.fit) if memory else None
         self._index = SnapshotIndex()
-        self._fronts: OrderedDict[str, Piece] = OrderedDict()  # in memory, before everybody's windows
-        self._order: OrderedDict[str, Piece] = OrderedDict()  # in memory, gone on from at some time
         self._counts = SnapshotFigures(memory=memory)
         self._folder = None
         if folder is not None and memory:
@@ -103,7 +88,7 @@ class Snapshots:
     @property
     def nbytes(self) -> int:
         """Bytes that pieces in memory keep from being freed; what they share counts once."""
-        return self._held.bytes
+        return self._held.nbytes
 
     def keep(
         self,
@@ -140,11 +125,11 @@ class Snapshots:
                 if known.state is None:
                     self._take_in(known, piece, write=True)
                 else:
-                    self._share(known, piece)
+                    self._held.share(known, piece)
             if known is not None:
                 path[label.start] = last = known
         if last is not None:
-            self._touch(path, last.needs(len(ids)))
+            self._held.touch(path, last.needs(len(ids)))
         self.fit()
 
     def find(
@@ -218,7 +203,7 @@ class Snapshots:
         used = sorted({*needed, *(start for start in path if first <= start < length)})
         parts = [(start, state) for start in used if (state := path[start].state) is not None]
         state = join(parts, length)
-        self._touch(path, needed)
+        self._held.touch(path, needed)
         self._counts.hits += 1
         self._counts.tokens += length
         last = path[needed[-1]]
@@ -247,48 +232,26 @@ class Snapshots:
 
     def _take_in(self, piece: Piece, state: RowState, *, write: bool) -> None:
         """Hold a piece in memory; what it begins with need not be held any longer."""
-        piece.state = state
-        piece.storages = {**state.storages(), piece.name: len(piece.label.ids)}
-        self._held.hold(piece.storages)
+        self._held.take_in(piece, state)
         self.drop([shorter.name for shorter in self._index.shorter(piece.label)])
         self._index.add(piece)
-        self._fronts[piece.name] = piece
         if write and self._folder is not None and not piece.on_disk:
             self._folder.keep(piece.label, alone(state, piece.label.start))
-
-    def _share(self, piece: Piece, state: RowState) -> None:
-        """Have a piece hold what a row holds there: the same numbers, in blocks that others may hold as well."""
-        before = piece.storages
-        piece.state = state
-        piece.storages = {**state.storages(), piece.name: len(piece.label.ids)}
-        self._held.hold(piece.storages)
-        self._held.free(before)
-
-    def _touch(self, path: dict[int, Piece], starts: list[int]) -> None:
-        """Note that a row goes on from these; the first of them stay longest."""
-        for start in reversed(starts):
-            piece = path.get(start)
-            if piece is not None and piece.state is not None:
-                self._fronts.pop(piece.name, None)
-                self._order[piece.name] = piece
-                self._order.move_to_end(piece.name)
 
     def fit(self) -> None:
         """Keep to the budget."""
         live = self.room.storages() if self.room is not None else {}
-        while self._held.bytes + self._held.missing(live) > self.memory:
+        while self._held.nbytes + self._held.missing(live) > self.memory:
             if not self._evict(live):
                 break
-        while self.room is not None and self._held.bytes + self._held.missing(live) > self.memory:
+        while self.room is not None and self._held.nbytes + self._held.missing(live) > self.memory:
             if not self.room.shorten():
                 break
             live = self.room.storages()
 
     def _evict(self, live: dict[Hashable, int]) -> bool:
         """Let go of one piece that nobody reads just now; one that is being written has to wait."""
-        for piece in (*self._fronts.values(), *self._order.values()):
-            if all(storage in live or storage == piece.name for storage in piece.storages):
-                continue
+        for piece in self._held.idle(live):
             if piece.on_disk or self._folder is None or self._folder.take_back(piece.name):
                 self._listen()  # it may have been written a moment ago
                 self._counts.evictions += 1
@@ -298,11 +261,7 @@ class Snapshots:
 
     def _let_go(self, piece: Piece) -> None:
         """Free a piece's memory; it is forgotten if it is not on disk either."""
-        if piece.state is not None:
-            self._held.free(piece.storages)
-            piece.state, piece.storages = None, {}
-            self._fronts.pop(piece.name, None)
-            self._order.pop(piece.name, None)
+        self._held.free(piece)
         if not piece.on_disk:
             self._index.forget(piece)
 
@@ -329,5 +288,5 @@ class Snapshots:
     def figures(self) -> SnapshotFigures:
         """What there is, and what became of what was asked."""
         counts, disk = self._counts, None if self._folder is None else replace(self._folder.figures)
-        in_memory = len(self._order) + len(self._fronts)
-        return replace(counts, misses=dict(counts.misses), in_memory=in_memory, bytes=self.nbytes, disk=disk)
+        n_pieces = len(self._held.pieces)
+        return replace(counts, misses=dict(counts.misses), in_memory=n_pieces, bytes=self.nbytes, disk=disk)

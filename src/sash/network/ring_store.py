@@ -26,6 +26,7 @@ from sash.network.blocks import Block
 from sash.network.growing_store import fits_layout
 from sash.network.log import Log, LogRoom
 from sash.network.query_tap import QueryTap
+from sash.network.ring_row import RingRow
 from sash.network.slots import HeldRun, Layout, Placement, Put, Vectors, stretches
 from sash.network.store_state import StoreState
 
@@ -40,7 +41,6 @@ class RingStore:
         reach: how many tokens before a token it sees besides the pins: one less than there are slots.
         log: all tokens of every row; None where none is kept.
         ring, pins: [2 (keys, values), layers, rows, G, S] vectors of all rows; of none where rows are made on demand.
-        positions: the position in each slot of a row's ring, -1 for an empty one.
         annex: slots that are filled between steps; None where the pattern has none.
         tap: keeps what the last tokens of each step ask; None, and nothing is kept, until somebody puts one there.
     """
@@ -66,11 +66,12 @@ class RingStore:
         self._slots: list[tuple[Vectors, Vectors] | None] = [
             None if on_demand else (self.ring[:, :, row], self.pins[:, :, row]) for row in range(layout.n_rows)
         ]
-        self.positions = [[-1] * self.n_slots for _ in range(layout.n_rows)]
-        self._pinned: list[list[HeldRun]] = [[] for _ in range(layout.n_rows)]
-        self._n_pinned = [0] * layout.n_rows
-        self._begin: list[int | None] = [None] * layout.n_rows  # the first position that was ever read
-        self._oldest = [0] * layout.n_rows  # none before it is in the ring
+        self._rows = [RingRow(self.n_slots) for _ in range(layout.n_rows)]
+
+    @property
+    def positions(self) -> list[list[int]]:
+        """The position in each slot of each row's ring, -1 for an empty one."""
+        return [row.positions for row in self._rows]
 
     @property
     def nbytes(self) -> int:
@@ -98,10 +99,7 @@ class RingStore:
 
     def last_pin(self, row: int) -> int:
         """Position of the row's last pin; -1 without one."""
-        if not self._pinned[row]:
-            return -1
-        last = self._pinned[row][-1]
-        return last.first_position + last.size - 1
+        return self._rows[row].last_pin
 
     def held(self, row: int, length: int, oldest: int) -> list[HeldRun]:
         """What a row holds of the positions oldest..length-1, and its pins, by ascending position.
@@ -109,48 +107,23 @@ class RingStore:
         A ring that wraps gives two runs, and a pin among the positions, which is not in the ring, one more. With 4
         slots, positions 3..5 lie in slot 3 and in slots 0..1. Pins side by side are one run.
         """
-        begin, pinned = self._begin[row], self._pinned[row]
-        runs: list[HeldRun] = []
-        if begin is not None:
-            runs = self._unpinned(row, max(oldest, length - self.n_slots, begin), length)
-        return sorted([*pinned, *runs]) if pinned else runs
+        return self._rows[row].held(length, oldest)
 
     def behind(self, row: int, length: int, oldest: int) -> list[HeldRun]:
         """What the log has of positions `oldest` to `length - reach - 1` that are no pins; the ring has what follows.
 
         It is what global queries see beside what `held` tells from there on; what a budget has dropped nobody sees.
         """
-        end = max(self._begin[row] or 0, length - self.reach)
         if self.log is None:
             return []
-        edges = [
-            oldest,
-            *(at for run in self._pinned[row] for at in (run.first_position, run.first_position + run.size)),
-        ]
+        end, pinned = max(self._rows[row].begin or 0, length - self.reach), self._rows[row].pinned
+        edges = [oldest, *(at for run in pinned for at in (run.first_position, run.first_position + run.size))]
         stops = [*edges[1:], end]
         found = []
         for first, stop in zip(edges[::2], stops[::2], strict=True):
             first = max(first, oldest)
             found += self.log.held(row, first, min(stop, end)) if first < min(stop, end) else []
         return found
-
-    def _unpinned(self, row: int, first: int, end: int) -> list[HeldRun]:
-        """The slots of positions [first, end), at most `n_slots`, but for pins, which are not in the ring."""
-        runs: list[HeldRun] = []
-        for run in self._pinned[row]:
-            if run.first_position + run.size > first:
-                runs += self._around(first, min(run.first_position, end) - first)
-                first = max(first, run.first_position + run.size)
-        return runs + self._around(first, end - first)
-
-    def _around(self, position: int, count: int) -> list[HeldRun]:
-        """The slots of `count` positions, at most `n_slots`: two runs if the ring ends among them."""
-        if count <= 0:
-            return []
-        start = position % self.n_slots
-        before = min(count, self.n_slots - start)
-        run = HeldRun(position, before, "ring", start)
-        return [run] if before == count else [run, HeldRun(position + before, count - before, "ring", 0)]
 
     def whole(self, row: int, length: int, oldest: int) -> tuple[KeyRun, ...]:
         """What `held` tells, for a query that sees all of it; pins are one run, whatever their positions."""
@@ -159,7 +132,7 @@ class RingStore:
             for run in self.held(row, length, oldest)
             if run.source == "ring"
         )
-        count = self._n_pinned[row]
+        count = self._rows[row].n_pinned
         return (*rings, KeyRun("pins", 0, count, clamped=True)) if count else rings
 
     def runs(self, row: int, length: int, oldest: int) -> Iterator[tuple[KeyRun, TokenMeta]]:
@@ -171,7 +144,7 @@ class RingStore:
         pinned = [run for run in held if run.source == "pins"]
         if pinned:
             meta = TokenMeta(position=self._positions(pinned), pinned=True)
-            yield KeyRun("pins", 0, self._n_pinned[row], clamped=True), meta
+            yield KeyRun("pins", 0, self._rows[row].n_pinned, clamped=True), meta
 
     def _positions(self, runs: Iterable[HeldRun]) -> Tensor:
         device = self.layout.device
@@ -187,38 +160,23 @@ class RingStore:
             PinsError: more tokens are flagged than the pattern has pins.
             DoesNotFitError: there is no memory for another block of the log.
         """
-        row, n_tokens = span.row, len(span)
+        row = span.row
         pinned = pins_among(self.pattern, batch, span)
-        taken = self._n_pinned[row]
-        n_pins = sum(count for _, count in pinned)
-        if taken + n_pins > self.pattern.pins:
-            raise PinsError(f"{taken + n_pins} tokens are pinned, and there is room for {self.pattern.pins}: pin fewer")
+        n_pins = self._rows[row].n_pinned + sum(count for _, count in pinned)
+        if n_pins > self.pattern.pins:
+            raise PinsError(f"{n_pins} tokens are pinned, and there is room for {self.pattern.pins}: pin fewer")
         self.slots(row, "ring")
-        if self._begin[row] is None:
-            self._begin[row] = self._oldest[row] = span.position
-        puts = []
-        first = max(0, n_tokens - self.n_slots)
-        for index, count in pinned:
-            puts.append(Put(span.start + index, HeldRun(span.position + index, count, "pins", taken)))
-            taken += count
-            puts += self._rolling(span, first, index)
-            first = max(first, index + count)
-        puts += self._rolling(span, first, n_tokens)
+        puts = self._rows[row].place(span.position, len(span), pinned)
         if self.log is not None:
-            logged = self.log.place(row, span.position, n_tokens)
-            puts += [Put(span.start + run.first_position - span.position, run) for run in logged]
-        return tuple(puts)
+            logged = self.log.place(row, span.position, len(span))
+            puts += [Put(run.first_position - span.position, run) for run in logged]
+        return tuple(Put(span.start + token, run) for token, run in puts)
 
     def slots_of(self, row: int, run: HeldRun | KeyRun) -> Vectors:
         """The slots that a run's `start` counts in, [2 (keys, values), layers, G, S] vectors."""
         if run.source == "block" and self.log is not None:
             return self.log.rows.block(row, run.block).slots
         return self.slots(row, run.source)
-
-    def _rolling(self, span: Span, a: int, b: int) -> list[Put]:
-        """Tokens [a, b) of a span into the ring."""
-        runs = self._around(span.position + a, b - a)
-        return [Put(span.start + run.first_position - span.position, run) for run in runs]
 
     def write(self, layer: int, row: int, placement: Placement, keys_GT: Vectors, values_GT: Vectors) -> None:
         """Commit a step's keys and values of one layer to a row, as `layout.kept` gives them."""
@@ -230,19 +188,7 @@ class RingStore:
 
     def mark(self, row: int, placement: Placement) -> None:
         """Note which positions a row's slots now hold."""
-        for _, run in placement:
-            end = run.first_position + run.size
-            if run.source == "ring":
-                self.positions[row][run.start : run.start + run.size] = range(run.first_position, end)
-                continue
-            if run.source == "block":
-                continue
-            self._n_pinned[row] += run.size
-            before = self._pinned[row]
-            if before and before[-1].first_position + before[-1].size == run.first_position:
-                before[-1] = before[-1]._replace(size=before[-1].size + run.size)
-            else:
-                before.append(run)
+        self._rows[row].mark(run for _, run in placement)
         if self.log is not None and placement:
             self.log.mark(row, placement[-1].run.first_position + placement[-1].run.size)
 
@@ -252,27 +198,19 @@ class RingStore:
         A single token writes to the slot whose position no query can see any more. A longer chunk may have written over
         positions that its own first tokens still see, unless the ring had not wrapped, or a log has them.
         """
-        begin, log = self._begin[row], self.log
-        self._unpin(row, position)
-        if begin is None:
+        held, log = self._rows[row], self.log
+        held.undo(position, n_tokens)
+        if held.begin is None:
             return True
-        self.positions[row] = [held if held < position else -1 for held in self.positions[row]]
-        self._oldest[row] = max(self._oldest[row], position + n_tokens - self.n_slots)
         if log is not None:
             log.cut(row, position)
-        needed = max(begin, position - self.reach)
-        if self._oldest[row] <= needed:
+        needed = max(held.begin, position - self.reach)
+        if held.oldest <= needed:
             return True
         if log is None or log.first(row) > needed:
             return False
         self._fill(row, *log.capture(row, position), needed, position)
         return True
-
-    def _unpin(self, row: int, position: int) -> None:
-        """Forget the pins at a position and after it."""
-        kept = [run._replace(size=min(run.size, position - run.first_position)) for run in self._pinned[row]]
-        self._pinned[row] = [run for run in kept if run.size > 0]
-        self._n_pinned[row] = sum(run.size for run in self._pinned[row])
 
     def view(self, layer: int, row: int, run: KeyRun) -> tuple[Tensor, Tensor]:
         """Keys and values of a run to compute with, [G, S, K] each: in place if they are kept as they are computed."""
@@ -288,8 +226,7 @@ class RingStore:
             slots.zero_()
         if self.annex is not None:
             self.annex.wipe(row)
-        self.positions[row] = [-1] * self.n_slots
-        self._pinned[row], self._n_pinned[row], self._begin[row], self._oldest[row] = [], 0, None, 0
+        self._rows[row] = RingRow(self.n_slots)
         if self.log is not None:
             self.log.wipe(row)
 
@@ -297,30 +234,28 @@ class RingStore:
         """Take over a row of another store of the same shape."""
         for source in ("ring", "pins"):
             self.slots(row, source).copy_(other.slots(other_row, source))
-        self.positions[row] = list(other.positions[other_row])
-        self._pinned[row] = list(other._pinned[other_row])
-        self._n_pinned[row], self._begin[row] = other._n_pinned[other_row], other._begin[other_row]
+        self._rows[row] = other._rows[other_row].copy()
         if self.annex is not None and other.annex is not None:
             self.annex.copy_row(row, other.annex, other_row)
-        self._oldest[row] = other._oldest[other_row]
         if self.log is not None and other.log is not None:
             self.log.copy_row(row, other.log, other_row)
         elif self.log is not None:
-            length = max(max(other.positions[other_row]), other.last_pin(other_row)) + 1
+            length = max(*self._rows[row].positions, self._rows[row].last_pin) + 1
             state = other.capture(other_row, length)
             self.log.restore(row, state.starts, state.blocks, length)
 
     def capture(self, row: int, length: int) -> StoreState:
         """What a row of `length` tokens holds: blocks of its log, shared, or a copy of its ring; and pins."""
-        begin, log = self._begin[row], self.log
+        held, log = self._rows[row], self.log
+        begin = held.begin
         if begin is None:
             return StoreState((), (), length, self.reach, self.slots(row, "pins")[:, :, :, :0].clone())
         if log is not None and log.first(row) <= max(begin, length - self.reach):
             starts, blocks = log.capture(row, length)
         else:
-            starts, blocks = self._copied(row, max(begin, self._oldest[row], length - self.n_slots), length)
-        pins = self.slots(row, "pins")[:, :, :, : self._n_pinned[row]].clone()
-        return StoreState(blocks, starts, begin, self.reach, pins, tuple(self._pinned[row]))
+            starts, blocks = self._copied(row, max(begin, held.oldest, length - self.n_slots), length)
+        pins = self.slots(row, "pins")[:, :, :, : held.n_pinned].clone()
+        return StoreState(blocks, starts, begin, self.reach, pins, tuple(held.pinned))
 
     def _copied(self, row: int, first: int, length: int) -> tuple[tuple[int, ...], tuple[Block, ...]]:
         """Positions [first, length) of a row in a block of their own; pins among them have their slot in it."""
@@ -367,25 +302,24 @@ class RingStore:
         """
         if state.pins is None or length <= state.begin:
             return
-        self._pinned[row] = list(state.pinned)
-        self._unpin(row, length)
-        self.slots(row, "pins")[:, :, :, : self._n_pinned[row]].copy_(state.pins[:, :, :, : self._n_pinned[row]])
-        self._begin[row] = state.begin
+        held = self._rows[row]
+        held.pinned, held.begin = list(state.pinned), state.begin
+        held.unpin(length)
+        self.slots(row, "pins")[:, :, :, : held.n_pinned].copy_(state.pins[:, :, :, : held.n_pinned])
         self._fill(row, state.starts, state.blocks, max(state.begin, length - self.reach), length)
         if self.log is not None:
             self.log.restore(row, state.starts, state.blocks, length)
 
     def _fill(self, row: int, starts: Sequence[int], blocks: Sequence[Block], first: int, length: int) -> None:
         """Put positions [first, length) into the ring, from blocks that hold them; pins have slots of their own."""
-        ring = self.slots(row, "ring")
+        ring, held = self.slots(row, "ring"), self._rows[row]
         for start, end, block in zip(starts, (*starts[1:], length), blocks, strict=True):
-            for run in self._unpinned(row, max(first, start), min(end, length)):
+            runs = held.unpinned(max(first, start), min(end, length))
+            for run in runs:
                 at = run.first_position - start
                 ring[:, :, :, run.start : run.start + run.size].copy_(block.slots[:, :, :, at : at + run.size])
-                self.positions[row][run.start : run.start + run.size] = range(
-                    run.first_position, run.first_position + run.size
-                )
-        self._oldest[row] = first
+            held.mark(runs)
+        held.oldest = first
 
 
 def pins_among(pattern: AttentionPattern, batch: Batch, span: Span) -> list[tuple[int, int]]:
