@@ -123,5 +123,3 @@ def test_what_is_global_sees_all_that_was_read(sash: Sash, full_model: Path):
     assert "bring back little unless what is written sees all, too (--global answer)" in err
     code, _, err = sash("run", full_model, text, *flags, "--global", "0:30")
     assert (code, "30 tokens are to be pinned or global (global are 0:30: 30)" in err) == (12, True)
-    code, _, err = sash("run", "--server", "http://127.0.0.1:9", "Hi", "--global", "answer")
-    assert (code, "--global needs the model here" in err) == (13, True)

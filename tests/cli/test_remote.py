@@ -189,7 +189,7 @@ def test_pins_marks_and_audits_are_asked_of_a_server(sash: Sash, parrot: Scripte
         "watch": True, "audit": True,
     }  # fmt: skip
     assert (
-        "note: “Be brief.”, of the system prompt, is out of the window of 3 of 4 layers: layer 4 still see it; "
+        "note: “Be brief.”, of the system prompt, is out of the window of 3 of 4 layers: layer 4 still sees it; "
         "--pin system keeps it, or a larger --window, or say it again"
     ) in err.splitlines()
     assert draw_audit(*seen) in err
@@ -199,6 +199,23 @@ def test_pins_marks_and_audits_are_asked_of_a_server(sash: Sash, parrot: Scripte
     assert json.loads(out)["window"]["audit"]["first"] == seen[0].to_json()
     assert sash("run", "--server", parrot.url, "Once.", "--raw", *GREEDY)[0] == 0
     assert "window" not in parrot.heard[2]
+
+
+def test_what_is_global_is_asked_of_a_server(sash: Sash, parrot: Scripted):
+    knows_windows(parrot)
+    flags = ("--global", "text:Once", "--global", "answer")
+    code, _, err = sash("run", "--server", parrot.url, "Once.", "--raw", *GREEDY, *flags)
+    assert parrot.heard[0]["window"] == {"pins": {"budget": 32}, "global": ["text:Once", "answer"]}
+    assert (code, "--global answer" in err) == (0, False)
+    _, _, err = sash("run", "--server", parrot.url, "Once.", *GREEDY, *flags[:2], "--pin-budget", "9")
+    assert parrot.heard[1]["window"] == {"pins": {"budget": 9}, "watch": True, "global": ["text:Once"]}
+    assert err.count("unless what is written sees all, too (--global answer)") == 1
+    code, _, err = sash("chat", parrot.url, *GREEDY, "--global", "user:-1", stdin=typed("Hi", "And?"))
+    assert [heard["window"]["global"] for heard in parrot.heard[2:]] == [["user:-1"]] * 2
+    assert err.count("--global answer") == 1
+    parrot.card = {"id": "parrot"}
+    code, _, err = sash("run", "--server", parrot.url, "Once.", *flags)
+    assert (code, "--global, --instruction, --mark and --audit need `sash serve`" in err) == (13, True)
 
 
 def test_a_remote_chat_warns_once_when_its_instruction_leaves(sash: Sash, parrot: Scripted):

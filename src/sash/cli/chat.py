@@ -15,6 +15,7 @@ from sash.cli import model_options as options
 from sash.cli.chat_commands import COMMANDS, AnyTalk, Leave, run_command
 from sash.cli.chat_input import plain_messages, terminal_messages, unfenced
 from sash.cli.kept_session import Kept, conversation_of
+from sash.cli.remembering import Remembering
 from sash.cli.remote_talk import RemoteTalk
 from sash.cli.server_client import Server, is_url
 from sash.cli.talk import Talk
@@ -72,6 +73,9 @@ def command(
     pin: pin_options.Pin = None,
     pin_budget: pin_options.Budget = None,
     pin_overflow: pin_options.PinOverflow = "error",
+    global_: pin_options.Global = None,
+    overlap: options.Overlap = None,
+    hierarchy: options.Hierarchy = None,
     recall: options.Recall = None,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
@@ -98,27 +102,31 @@ def command(
     size, n_pins = options.parse_view(window, pins)
     how: dict[str, Any] = {"window": size, "pins": n_pins, "system": system, "safe_prompt": safe_prompt}
     how["show_stats"] = stats
-    watched = pin_options.Watched.of(pin, pin_budget, pin_overflow)
+    watched = pin_options.Watched.of(pin, pin_budget, pin_overflow, global_=global_, n_written=max_tokens)
+    ways = Remembering.of(overlap, hierarchy, recall, window=size, pins=n_pins, speculate=speculate)
     loading: dict[str, Any] = {"chunk": chunk, "dtype": dtype, "device": device, "threads": threads, "kv": kv}
     loading |= {"weights": weights, "speculate": speculate}
-    if recall is not None:
-        if save is not None or resume is not None:
-            raise UsageError("what is saved holds a window and no annex: leave out --recall")
-        loading["recall"] = recall
     if model is not None and is_url(model):
-        options.check_unsaid(loading)
+        options.check_unsaid({**loading, "overlap": overlap, "hierarchy": hierarchy, "recall": recall})
         if save is not None or resume is not None:
             raise UsageError("--save and --resume need the model here; /save FILE.jsonl keeps what was said")
+        if watched.sight_note is not None:
+            typer.echo(f"note: {watched.sight_note}", err=True)
         remote = RemoteTalk(Server(model, api_key), params, **how, watched=watched)
         return _converse(remote, f"{remote.server.model} at {remote.server.url}")
     kept = Kept.of(save, resume)
+    if kept and ways:
+        raise UsageError(f"what is saved holds a window that rolls, and nothing beside it: leave out {ways.option}")
+    if watched.sight:
+        raise UsageError("--global is of one prompt, and a chat is many: use `sash run`, or --recall N here")
     if kept.resume is not None and (system is not None or safe_prompt or watched.contract):
         raise UsageError(
             "what was pinned and the system prompt are the saved chat's: leave them out (/system changes it)"
         )
     how["window"], how["pins"] = kept.view(size, n_pins)
     name = kept.named(model)
-    talk = _talk_here(name, params, {**how, "contract": watched.contract}, kept, kept.loading(loading), seed)
+    how |= {"contract": watched.contract, "ways": ways}
+    talk = _talk_here(name, params, how, kept, kept.loading(loading), seed)
     _converse(talk, f"{name}: window {windows_by_layer(talk.lm.config)}{_so_far(talk)}", kept.save)
 
 

@@ -18,6 +18,7 @@ from sash.cli.group import verb_app
 from sash.cli.live_text import check_file, read_pieces
 from sash.cli.live_tokens import encode_live
 from sash.cli.reading_bar import ReadingBar
+from sash.cli.remembering import Remembering
 from sash.cli.sizes import parse_size
 from sash.cli.window_words import ablation_note, window_json, windows_by_layer
 from sash.errors import EmptyPromptError, UsageError
@@ -74,6 +75,7 @@ def perplexity_command(
     pins: options.Pins = "0",
     overlap: options.Overlap = None,
     hierarchy: options.Hierarchy = None,
+    recall: options.Recall = None,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     weights: options.Weights = "auto",
@@ -84,11 +86,12 @@ def perplexity_command(
 ) -> None:
     """Measure how well a model predicts a text, read once through its rolling buffer."""
     most = _most(max_tokens)
-    options.parse_overlap(overlap, *options.parse_view(window, pins))
+    size, n_pins = options.parse_view(window, pins)
+    Remembering.of(overlap, hierarchy, recall, window=size, pins=n_pins)
     check_file(text)
     lm = options.load_lm(
         model, window=window, pins=pins, chunk=chunk, dtype=dtype, device=device, threads=threads, kv=kv,
-        weights=weights, overlap=overlap, hierarchy=hierarchy,
+        weights=weights, overlap=overlap, hierarchy=hierarchy, recall=recall,
     )  # fmt: skip
     from sash.evaluation.perplexity import perplexity
 
@@ -100,6 +103,8 @@ def perplexity_command(
         data |= {"dtype": str(lm.dtype).removeprefix("torch."), "kv_dtype": lm.kv_dtype}
         data |= {"window": window_json(lm.config), "overlap": None if lm.overlap is None else asdict(lm.overlap)}
         data["hierarchy"] = None if lm.config.hierarchy is None else asdict(lm.config.hierarchy)
+        n_annex = max(pattern.annex for pattern in lm.config.patterns)
+        data["recall"] = None if lm.recall is None else {**asdict(lm.recall), "slots": n_annex}
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
         return
     _draw_perplexity(lm, found)
@@ -125,6 +130,9 @@ def _draw_perplexity(lm: LM, found: Perplexity) -> None:
                 f"{summed.per_level:,} of {summed.block:,} tokens, {summed.per_level:,} of twice as many, ...",
             ]
         ]
+    if lm.recall is not None:
+        n_annex = max(pattern.annex for pattern in lm.config.patterns)
+        rows += [["recall", f"{n_annex:,} slots a layer, blocks of {lm.recall.block} tokens"]]
     if lm.overlap is not None:
         again = f"at most {lm.overlap.window:,} tokens a reading, {lm.overlap.stride:,} of them new"
         rows += [["overlap", f"{again}: {found.reads_a_token:.2f} tokens read for each one predicted"]]

@@ -35,7 +35,8 @@ def leaving_words(gone: Leaving) -> str:
 def _carried(gone: Leaving) -> str:
     """What still brings a part to the token."""
     if gone.layers:
-        return f"layer{'s' if len(gone.layers) > 1 else ''} {numbers(gone.layers)} still see it"
+        several = len(gone.layers) > 1
+        return f"layer{'s' if several else ''} {numbers(gone.layers)} still see{'' if several else 's'} it"
     if gone.verdict == "out":
         return "nothing brings it to the answer"
     if gone.verdict == "relay" and gone.moves is not None:

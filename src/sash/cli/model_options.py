@@ -10,10 +10,9 @@ import typer
 
 from sash import hub
 from sash.attention.pattern import AttentionPattern
+from sash.cli.remembering import Remembering
 from sash.cli.sizes import parse_size, parse_window
-from sash.engine.overlap import Overlap as Overlapping
 from sash.errors import ModelNotFoundError, UsageError
-from sash.network.hierarchy import Hierarchy as Summaries
 from sash.network.parts import check_weights
 from sash.network.sizing import check_kv
 from sash.sampling import SamplingParams
@@ -116,26 +115,6 @@ def parse_view(window: str | None, pins: str) -> tuple[int | Literal["full"] | N
     return size, n_pins
 
 
-def parse_overlap(overlap: str | None, window: int | Literal["full"] | None, pins: int) -> int | None:
-    """New tokens of a reading, refused here where they cannot be.
-
-    Raises:
-        UsageError: none, more than a reading has, or no window to read anew.
-        PinsError: as many pins as a reading has tokens.
-    """
-    if overlap is None:
-        return None
-    stride = parse_size(overlap, "--overlap")
-    if window == "full":
-        raise UsageError("--overlap reads a window anew, so it cannot go with --window full")
-    if stride < 1 or (window is not None and stride > window):
-        most = "1 or more" if window is None else f"1 to {window:,}, as many as --window"
-        raise UsageError(f"--overlap takes {most} new tokens a reading; got {stride:,}")
-    if window is not None:
-        Overlapping(window=window, stride=stride, pins=pins)
-    return stride
-
-
 def obtain(name: str) -> None:
     """Make sure that a model is here; one that can be fetched is, after saying its size and licence.
 
@@ -191,16 +170,10 @@ def load_lm(
     """Fetch the model if it is not here, and load it. Imports torch.
 
     Raises:
-        SashError: as `obtain`, `sash.load` and `LM.with_speculation` and `LM.with_overlap` do; an encoder is refused.
+        SashError: as `obtain`, `sash.load`, `LM.with_speculation` and `Remembering` do; an encoder is refused.
     """
     size, n_pins = parse_view(window, pins)
-    stride = parse_overlap(overlap, size, n_pins)
-    if hierarchy is not None:
-        Summaries(per_level=hierarchy)
-    if recall is not None and (overlap is not None or hierarchy is not None or speculate is not None):
-        raise UsageError(
-            "--recall fills what is beside a window that rolls: leave out --overlap, --hierarchy, --speculate"
-        )
+    ways = Remembering.of(overlap, hierarchy, recall, window=size, pins=n_pins, speculate=speculate)
     n_chunk = parse_size(chunk, "--chunk")
     if n_chunk < 1:
         raise UsageError(f"--chunk counts tokens, so it is 1 or more; got {n_chunk}")
@@ -215,14 +188,10 @@ def load_lm(
         model, window=size, pins=n_pins, chunk=n_chunk, dtype=dtype, device=device, threads=threads, kv=kv,
         weights=weights,
     )  # fmt: skip
-    if hierarchy is not None:
-        lm = lm.with_hierarchy(per_level=hierarchy)
-    if recall is not None:
-        lm = lm.with_recall(recall)
     if speculate is not None:
         known = guesses(speculate)
         lm = lm.with_speculation(load_lm(speculate, chunk=chunk, device=device) if known is None else known)
-    return lm if stride is None else lm.with_overlap(stride)
+    return ways.over(lm)
 
 
 def guesses(speculate: str) -> str | int | None:

@@ -109,15 +109,6 @@ class Watched:
         """Whether the whole prompt must be known before any of it is read."""
         return bool(self.contract or self.sight or self.marks or self.audit)
 
-    def check_remote(self) -> None:
-        """Refuse what no server is asked for.
-
-        Raises:
-            UnsupportedError: something is global.
-        """
-        if self.sight:
-            raise UnsupportedError("--global needs the model here: leave out --server")
-
     def fields(self, server: Server, window: dict[str, Any]) -> dict[str, Any]:
         """The field `window` of a request with all of it, where `window` is what is asked for beside.
 
@@ -126,20 +117,22 @@ class Watched:
         Raises:
             UnsupportedError: the server is not one of Sash, and would pass over it in silence.
         """
-        self.check_remote()
         if not server.tells_windows:
             if self.whole:
                 raise UnsupportedError(
-                    f"--pin, --instruction, --mark and --audit need `sash serve`, and {server.url} runs something else"
+                    "--pin, --global, --instruction, --mark and --audit need `sash serve`, and"
+                    f" {server.url} runs something else"
                 )
             return window
         pins = dict(window.get("pins", {}))
         if self.contract:
             pins["rules"] = [pin.words for pin in self.contract.pins]
             pins["overflow"] = self.contract.overflow
+        if self.contract or self.sight:
             budget = self.contract.budget or self._budget(server, window)
             pins |= {} if budget is None else {"budget": budget}
         told: dict[str, Any] = {"watch": list(self.marks) or True}
+        told |= {"global": list(self.sight.words)} if self.sight else {}
         told |= {"audit": True} if self.audit else {}
         return window | ({"pins": pins} if pins else {}) | told
 

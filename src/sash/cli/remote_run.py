@@ -50,7 +50,6 @@ def run_at(server: Server, prompt: Prompt, params: SamplingParams, asked: Asked)
     Raises:
         SashError: as `Server.stream` does, or a prompt that cannot be read.
     """
-    asked.watched.check_remote()
     chat = is_chat(server, prompt)
     with Interrupt() as interrupt:
         text = "".join(prompt.pieces(chat=chat, interrupt=interrupt))
@@ -72,7 +71,7 @@ def run_at(server: Server, prompt: Prompt, params: SamplingParams, asked: Asked)
     if asked.as_json:
         told = to_json(server, answer, params, chat=chat, model=str(body["model"]))
         typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
-    for note in (overflow_note(answer), leaving_note(answer)):
+    for note in (overflow_note(answer), asked.watched.sight_note, leaving_note(answer)):
         if note is not None:
             typer.echo(f"note: {note}", err=True)
     audited = audits(answer)

@@ -17,6 +17,7 @@ from sash.cli.interrupt import Interrupt
 from sash.cli.kept_run import Keeping, is_model, keeping_of
 from sash.cli.pin_options import Watched
 from sash.cli.prompt_reader import Prompt, Reading, read
+from sash.cli.remembering import Remembering
 from sash.cli.remote_run import Asked, run_at
 from sash.cli.remote_talk import window_field
 from sash.cli.server_client import Server
@@ -249,7 +250,8 @@ def command(
         loading["recall"] = recall
         return answer(options.load_lm(_named(model), **loading), given, params, **telling)
     if overlap is not None or hierarchy is not None or recall is not None:
-        raise UsageError("what is saved holds a window that rolls: leave out --overlap, --hierarchy and --recall")
+        ways = Remembering.of(overlap, hierarchy, recall, speculate=speculate)
+        raise UsageError(f"what is saved holds a window that rolls, and nothing beside it: leave out {ways.option}")
     keeping = Keeping.of(kept, loading, *said)
     return answer(keeping.load_lm(model), given, params, **telling, keeping=keeping)
 

@@ -16,8 +16,9 @@ from sash.cli.instruction_words import leaving_note
 from sash.cli.interrupt import Interrupt
 from sash.cli.kept_session import noted, save_to
 from sash.cli.reading_bar import ReadingBar
+from sash.cli.remembering import Remembering
 from sash.cli.window_words import ablation_note, slid_out, view_words, windows_by_layer
-from sash.errors import UnsupportedError
+from sash.errors import UnsupportedError, UsageError
 from sash.explain.instruction import of_messages
 from sash.text.pins import Contract
 
@@ -65,23 +66,25 @@ class Talk:
         safe_prompt: bool = False,
         show_stats: bool = False,
         contract: Contract | None = None,
+        ways: Remembering | None = None,
         loading: Mapping[str, Any] | None = None,
     ) -> None:
         """Begins with an `lm` as it was trained, and looks at it through `window` and `pins`.
 
-        `contract` says which messages and passages stay in sight through all turns, `loading` how `lm` was loaded.
+        `contract` says which messages and passages stay in sight through all turns, `ways` how what left the window is
+        remembered, `loading` how `lm` was loaded.
 
         Raises:
             UnsupportedError: the model has no chat template.
-            WindowError, PinsError: a window or pins that cannot be.
+            SashError: a window, pins, or a way to remember that cannot be.
         """
         if not lm.tokenizer.has_chat:
             raise UnsupportedError(
                 f"{lm.name} has no chat template, so it was not taught to answer: use `sash run {lm.name} PROMPT`"
             )
         self._trained, self.pins, self._contract = lm, pins, contract or Contract()
-        self.window, self._loading = window, loading or {}
-        self.lm = lm.with_window(window, pins)
+        self.window, self._loading, self._ways = window, loading or {}, ways or Remembering()
+        self.lm = self._ways.over(lm.with_window(window, pins))
         self.params, self.show_stats = params, show_stats
         self.conversation = self._begin(self._contract, safe_prompt, system)
         self.account: str | None = None
@@ -93,9 +96,12 @@ class Talk:
 
         Raises:
             WindowError, PinsError: a window that cannot be, or that is smaller than the pins.
+            UsageError: one that loses nothing, where what is lost is remembered.
         """
+        if window == "full" and self._ways:
+            raise UsageError(f"this chat has {self._ways.option}, and without a window nothing is lost: begin another")
         pins, contract = (self.pins, self._contract) if window != "full" else (0, Contract())
-        lm, before = self._trained.with_window(window, pins), self.conversation
+        lm, before = self._ways.over(self._trained.with_window(window, pins)), self.conversation
         contract.check(lm.config.windows)
         self.lm, self.window = lm, window
         self.conversation = self._begin(contract, before.safe_prompt)
@@ -203,5 +209,8 @@ class Talk:
             return None
         ids = tokenizer.encode_chat(talk.messages, safe_prompt=talk.safe_prompt)
         instruction = of_messages(tokenizer, ids, talk.messages, safe_prompt=talk.safe_prompt)
-        pinned = () if talk.session is None else talk.session.pinned
-        return None if instruction is None else leaving_note(config, instruction, length, pinned)
+        if instruction is None:
+            return None
+        if talk.session is None:
+            return leaving_note(config, instruction, length)
+        return leaving_note(config, instruction, length, talk.session.pinned, talk.session.audit)

@@ -36,6 +36,11 @@ class Sight:
         words = [rules] if isinstance(rules, str) else list(rules)
         return Sight(contract=Contract.of([one for one in words if one != ANSWER]), answer=ANSWER in words)
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The rules as they were said."""
+        return (*(pin.words for pin in self.contract.pins), *([ANSWER] if self.answer else []))
+
     def __bool__(self) -> bool:
         return self.answer or bool(self.contract)
 

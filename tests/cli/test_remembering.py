@@ -1,0 +1,87 @@
+"""`--overlap`, `--hierarchy` and `--recall` in chats: what is answered, what is refused, and other windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sash.cli.remembering import Remembering
+from sash.errors import UsageError
+from sash.lm import LM
+from sash.loading import load_decoder
+from sash.sampling import SamplingParams
+
+Sash = Callable[..., tuple[int, str, str]]
+DRAWN = ("-t", "1.5", "--seed", "3", "-n", "16")
+LINES = ("The rain fell in torrents all day long, and nobody went out.", "And then the sun came back to us.")
+WAYS: dict[str, tuple[tuple[str, str], Callable[[LM], LM]]] = {
+    "overlap": (("--overlap", "24"), lambda lm: lm.with_overlap(24)),
+    "hierarchy": (("--hierarchy", "2"), lambda lm: lm.with_hierarchy(per_level=2)),
+    "recall": (("--recall", "32"), lambda lm: lm.with_recall(32)),
+}
+
+
+def typed(*lines: str) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def said(lm: LM) -> str:
+    """What a conversation with this model shows."""
+    conversation, shown = lm.conversation(), ""
+    for number, line in enumerate(LINES):
+        text = "".join(conversation.say(line, SamplingParams(max_tokens=16, temperature=1.5, seed=3 + number)))
+        shown += text if text.endswith("\n") or not text else text + "\n"
+    return shown
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_chat_answers_as_its_model_does(sash: Sash, full_model: Path, name: str):
+    flags, over = WAYS[name]
+    forced, plain = load_decoder(full_model, window=80), load_decoder(full_model, window=64)
+    code, out, _ = sash("chat", full_model, *DRAWN, "--window", "80", *flags, stdin=typed(*LINES))
+    assert (code, out) == (0, said(over(forced)))
+    assert out != said(forced)
+    # Another window over the same weights is remembered in the same way.
+    code, again, _ = sash("chat", full_model, *DRAWN, "--window", "80", *flags, stdin=typed("/window 64", *LINES))
+    assert (code, again) == (0, said(over(plain)))
+    code, _, err = sash("chat", full_model, *DRAWN, "--window", "80", *flags, stdin=typed("/window full"))
+    assert (code, f"this chat has {flags[0]}, and without a window nothing is lost" in err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["run", "chat"])
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--overlap", "4", "--recall", "32"), "--overlap and --recall cannot be together: choose one"),
+        (("--hierarchy", "4", "--speculate", "lookup"), "--hierarchy and --speculate cannot be together"),
+        (("--overlap", "0"), "--overlap takes 1 to 16, as many as --window"),
+        (("--recall", "0"), "--recall counts slots of a layer"),
+        (("--hierarchy", "0"), "per_level is 1 or more"),
+        (("--recall", "32", "--window", "full"), "with --window full nothing is lost that --recall could bring back"),
+        (("--recall", "32", "--save", "x.session"), "nothing beside it: leave out --recall"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    sash: Sash, full_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, flags: Any, words: str
+):
+    monkeypatch.chdir(tmp_path)
+    prompt = ("Hi",) if command == "run" else ()
+    found, out, err = sash(command, full_model, *prompt, "--window", "16", *flags, stdin=b"Hi\n")
+    assert (found, out, len(err.splitlines())) == (2, "", 1)
+    assert words in err
+
+
+def test_a_chat_says_why_it_has_nothing_global(sash: Sash, full_model: Path):
+    code, _, err = sash("chat", full_model, "--window", "80", "--global", "answer", stdin=b"Hi\n")
+    assert (code, "--global is of one prompt, and a chat is many" in err) == (2, True)
+
+
+def test_one_way_at_most():
+    assert not Remembering.of()
+    assert not Remembering.of(speculate="lookup")
+    assert Remembering.of(recall=16).option == "--recall"
+    with pytest.raises(UsageError, match="choose one"):
+        Remembering.of("4", 2)
