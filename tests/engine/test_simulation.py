@@ -17,6 +17,7 @@ from sash.engine.admission import Room
 from sash.engine.proposer import CHEAP_ROWS, with_drafts
 from sash.engine.request import Lost, Request, Result, Sequence, Token, Work
 from sash.engine.scheduler import Pace, Scheduler
+from sash.engine.tempo import Tempo
 from sash.errors import DoesNotFitError, NumericalError
 from sash.sampling import SamplingParams
 
@@ -28,6 +29,7 @@ STATES = {
     "cancelled while waiting", "cancelled while reading", "cancelled while writing",
     "drafted", "ahead", "cancelled ahead",
     "held back by memory", "held back by rows", "held back by lanes", "shared step", "slice", "overtaken",
+    "measured",
 }  # fmt: skip
 END = 0
 
@@ -67,7 +69,10 @@ class World:
             slice=draw.choice([None, draw.randint(1, 12)]),
             anywhere=draw.choice([None, lambda lane: True, lambda lane: lane is None]),
         )
-        self.scheduler = Scheduler(range(self.n_rows), pace=self.pace, room=self.room, cost=self.cost)
+        self.tempo = draw.choice([None, Tempo(), Tempo(1.5, 9.0)])
+        self.scheduler = Scheduler(
+            range(self.n_rows), pace=self.pace, room=self.room, cost=self.cost, tempo=self.tempo
+        )  # fmt: skip
         self.accepted: list[Sequence] = []
         self.place: dict[Sequence, int] = {}
         self.queue: deque[Sequence] = deque()
@@ -75,6 +80,7 @@ class World:
         self.unserved: Counter[Sequence] = Counter()
         self.seen: Counter[str] = Counter()
         self.trace: list[object] = []
+        self.measured = False
 
     def cost(self, lane: Hashable, length: int) -> int:
         """Bytes of a sequence: rings that hold at most so many tokens, or blocks that grow."""
@@ -142,6 +148,8 @@ class World:
         self.check_step(works, running)
         works = self.guess(works)
         results = [(work, self.result(work)) for work in works]
+        if self.tempo is not None and self.draw.random() < 0.9:
+            self.tempo.note(works, self.draw.choice([0.0, 0.01, 0.02, 3.0]))
         events = self.scheduler.commit(results)
         for work, result in results:
             if isinstance(result, Lost):
@@ -229,9 +237,13 @@ class World:
             self.check_chunk(work, bool(writing))
         readers = [sequence for sequence in running if sequence.reading]
         if readers:
-            # The one that came first is read in every second step at least, whoever else there is.
+            # The one that came first is read in every second step at least, whoever else there is; but for those that
+            # are measured without anybody that reads, of which no two follow each other.
             first, others = readers[0], [s for s in readers[1:] if s in sequences]
-            self.unserved[first] = 0 if first in sequences else self.unserved[first] + 1
+            self.measured = not reading and not self.measured
+            assert reading or (self.measured and self.tempo is not None and writing)
+            self.seen["measured"] += self.measured
+            self.unserved[first] = 0 if first in sequences else self.unserved[first] + (not self.measured)
             assert self.unserved[first] < 2
             self.seen["overtaken"] += first not in sequences and bool(others)
         self.seen["shared step"] += bool(writing and reading)

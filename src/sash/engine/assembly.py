@@ -10,6 +10,7 @@ from sash.engine.gauges import Gauges
 from sash.engine.lanes import MAX_LANES, Lanes, cost_of, independent_lanes
 from sash.engine.scheduler import Pace, Scheduler
 from sash.engine.snapshots import Snapshots
+from sash.engine.tempo import Tempo
 from sash.errors import DoesNotFitError, UsageError
 from sash.network.cache import KVCache
 from sash.network.drafts import SLOTS
@@ -24,7 +25,7 @@ def assemble(
     max_rows: int,
     chunk: int,
     token_budget: int,
-    read_slice: int,
+    read_slice: int | None,
     snapshots: Snapshots | None,
     speculates: bool = False,
 ) -> tuple[Steps, Gauges]:
@@ -57,6 +58,7 @@ def assemble(
         anywhere=independent_lanes(decoder),
     )
     room = Room(memory=kv_memory, max_lanes=MAX_LANES)
-    scheduler = Scheduler(range(n_rows), pace=pace, room=room, cost=cost)
+    tempo = Tempo() if decoder.independent and read_slice is None else None
+    scheduler = Scheduler(range(n_rows), pace=pace, room=room, cost=cost, tempo=tempo)
     steps = Steps(Lanes(decoder, cache), scheduler, snapshots, n_threads=torch.get_num_threads())
     return steps, Gauges(steps, cost, kv_memory)

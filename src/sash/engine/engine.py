@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable
 
 from sash.engine.lanes import Lanes
@@ -68,7 +69,11 @@ class Steps:
 
     def compute(self) -> list[Event]:
         """Run one step of all that have a row."""
-        events = self.scheduler.commit(self._runner.run(with_drafts(self.scheduler.schedule())))
+        works, began = with_drafts(self.scheduler.schedule()), time.perf_counter()
+        results = self._runner.run(works)
+        if self.scheduler.tempo is not None:
+            self.scheduler.tempo.note(works, time.perf_counter() - began)
+        events = self.scheduler.commit(results)
         for event in events:
             self._reuse.keep(event.sequence)
         return self._settled(events)

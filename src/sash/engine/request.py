@@ -133,6 +133,7 @@ class Sequence:
         drafts: guesses that were read with the last token, and that what was written since has not refuted.
         ahead: whether what follows the last token is known from that step already: it was guessed.
         n_drafted, n_accepted: tokens guessed so far, and those of them that were written.
+        token_seconds: what a token of its prompt adds to a step, as last measured; None before.
         arrived, admitted, first_token, finished: `time.monotonic` of these moments; None before, and without a service.
     """
 
@@ -152,6 +153,7 @@ class Sequence:
     ahead: bool = False
     n_drafted: int = 0
     n_accepted: int = 0
+    token_seconds: float | None = None
     arrived: float | None = None
     admitted: float | None = None
     first_token: float | None = None

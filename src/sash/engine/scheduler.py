@@ -3,7 +3,8 @@
 First come, first served: whoever waits at the head of the queue is the next to get a row. Sequences that write take
 one token each, in every step; those that read take what is left of the token budget. Where the network's numbers
 depend on chunks, a request's chunks always lie at the same places, whoever else is running, so that its tokens cannot
-depend on its neighbours' prompts. Where they do not, prompts are read in small slices while somebody writes.
+depend on its neighbours' prompts. Where they do not, prompts are read in small slices while somebody writes: as large
+as they were told, or as a step has time for (`sash.engine.tempo`), which only changes when tokens come.
 
 Readers take turns: in every other step the one that came first is served first, in the others the one that has least
 left to read. So a short prompt need not wait for a long one, and a long one gets half of the reading at least.
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 from sash.engine.admission import Admission, Cost, Room
 from sash.engine.request import Event, FinishReason, Lost, Request, Result, Sequence, Token, Work
+from sash.engine.tempo import Tempo
 from sash.errors import SashError, UsageError
 
 
@@ -59,10 +61,14 @@ class Pace:
         """
         position = sequence.position
         end = position + sequence.most
-        if self.anywhere is not None and self.anywhere(sequence.lane):
+        if self.free(sequence):
             return min(self.chunk, left, end - position)
         count = min(self.chunk - position % self.chunk, end - position)
         return count if first or count <= left else 0
+
+    def free(self, sequence: Sequence) -> bool:
+        """Whether a sequence's chunks may end anywhere."""
+        return self.anywhere is not None and self.anywhere(sequence.lane)
 
 
 class Scheduler:
@@ -77,16 +83,20 @@ class Scheduler:
         pace: Pace | None = None,
         room: Room | None = None,
         cost: Cost | None = None,
+        tempo: Tempo | None = None,
     ) -> None:
         """`rows` are the free cache rows; a prompt is read by `chunk` tokens, all prompts by `token_budget` a step.
 
-        `pace` says more about that, and is used instead. Without `cost` only rows are counted, and no bytes.
+        `pace` says more about that, and is used instead. Without `cost` only rows are counted, and no bytes. Where
+        there is a `tempo`, it says how much is read while somebody writes.
         """
         self.pace = pace or Pace(chunk=chunk, budget=max(chunk, token_budget or chunk))
         self.admission = Admission(rows, room or Room(), cost)
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        self.tempo = tempo
         self._n_steps = 0
+        self._measured = False
 
     @property
     def idle(self) -> bool:
@@ -143,19 +153,38 @@ class Scheduler:
             return ahead
         writing = [Work(sequence, 1, True) for sequence in self._running if not sequence.reading]
         readers = [sequence for sequence in self._running if sequence.reading]
-        left = self.pace.allowance(len(writing))
+        if self._for_themselves(len(writing), len(readers)):
+            return writing
         shortest_first = sorted(readers, key=lambda sequence: sequence.n_unread)
         if readers and self._n_steps % 2 == 0:
             shortest_first.remove(readers[0])
             shortest_first.insert(0, readers[0])
         self._n_steps += 1
-        reading: list[Work] = []
-        for sequence in shortest_first:
-            count = self.pace.count(sequence, left, first=not reading) if left > 0 else 0
+        return writing + self._read(shortest_first, len(writing))
+
+    def _for_themselves(self, n_writing: int, n_reading: int) -> bool:
+        """Whether those that write have this step for themselves, to see what it takes; never twice in a row."""
+        tempo = self.tempo
+        both = bool(n_writing and n_reading)
+        self._measured = both and not self._measured and tempo is not None and tempo.asks(n_writing)
+        return self._measured
+
+    def _read(self, readers: list[Sequence], n_writing: int) -> list[Work]:
+        """What is read in a step beside so many that write, by the first of those that read."""
+        left, tempo = self.pace.allowance(n_writing), self.tempo if n_writing else None
+        spare = None if tempo is None else tempo.spare(n_writing, hurry=bool(self._waiting))
+        n_rows, reading = n_writing, []
+        for sequence in readers:
+            most, timed = left, tempo is not None and self.pace.free(sequence)
+            if tempo is not None and timed:
+                fits = tempo.fits(sequence, spare, n_rows)
+                most = min(left, fits if reading else max(1, fits))
+            count = self.pace.count(sequence, most, first=not reading) if most > 0 else 0
             if count:
-                left -= count
+                left, n_rows = left - count, n_rows + count
+                spare = None if tempo is None or spare is None else spare - count * (tempo.cost(sequence) or 0.0)
                 reading.append(Work(sequence, count, count == sequence.n_unread))
-        return writing + reading
+        return reading
 
     def commit(self, results: Iterable[tuple[Work, Result]]) -> list[Event]:
         """Take over what a step came to."""

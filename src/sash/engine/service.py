@@ -28,9 +28,6 @@ logger = logging.getLogger(__name__)
 Take = Callable[[Event], bool | None]
 """What a request's events are handed to, on the engine's thread: it has to be quick, and must not wait."""
 
-READ_SLICE = 64
-"""Prompt tokens of a step while somebody writes: little enough that a step does not take several times as long."""
-
 
 @dataclass(slots=True, eq=False)
 class Ticket:
@@ -61,7 +58,7 @@ class Service:
         token_budget: int = 512,
         max_waiting: int = 128,
         snapshots: Snapshots | None = None,
-        read_slice: int = READ_SLICE,
+        read_slice: int | None = None,
         speculation: Speculation | None = None,
     ) -> None:
         """Make room for the sequences; nothing runs before `start`.
@@ -76,7 +73,8 @@ class Service:
             max_waiting: requests that may wait for a row.
             snapshots: what was read before; None reads every prompt from its beginning. Only used by the engine's
                 thread.
-            read_slice: prompt tokens of a step while somebody writes, where chunks change no numbers.
+            read_slice: prompt tokens of a step while somebody writes, where chunks change no numbers; None for as many
+                as keep it within a few times what it takes without; see `sash.engine.tempo`.
             speculation: what guesses tokens to come, where little else is to be computed; answers stay as they are.
 
         Raises:

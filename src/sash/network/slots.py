@@ -11,11 +11,16 @@ Shape suffixes: N vectors, K components; dots stand for any dimensions in front.
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+MANY = 1 << 20
+"""Bytes from which on zeros are left to the system."""
 
 LEAST = 2.0**-119
 """Vectors whose largest component is smaller are kept as zeros: 127 / largest would leave the range of float32."""
@@ -36,7 +41,7 @@ class Vectors:
     @staticmethod
     def zeros(shape: tuple[int, ...], dim: int, dtype: torch.dtype, device: torch.device) -> Vectors:
         """Vectors of `dim` zeros; `shape` are the dimensions in front."""
-        numbers = torch.zeros(*shape, dim, dtype=dtype, device=device)
+        numbers = _zeros((*shape, dim), dtype, device)
         return Vectors(numbers, torch.zeros(shape, device=device) if dtype == torch.int8 else None)
 
     @staticmethod
@@ -161,6 +166,24 @@ class Layout:
     def kept(self, new_GTK: Tensor) -> Vectors:
         """Keys or values of a step as slots keep them."""
         return Vectors.of(new_GTK, self.numbers)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros. On the host, many of them cost nothing until they are written to, page by page.
+
+    torch writes its zeros at once, and a ring would hold up the step that makes it for as long as several tokens take.
+
+    Raises:
+        RuntimeError: there is no memory, as torch says it.
+    """
+    nbytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or nbytes < MANY or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return torch.zeros(shape, dtype=dtype, device=device)
+    try:
+        memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise RuntimeError(f"no memory for {nbytes} bytes") from error
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def stretches(flags: list[bool]) -> list[tuple[int, int]]:
