@@ -173,7 +173,8 @@ class Scheduler:
         """What is read in a step beside so many that write, by the first of those that read."""
         left, tempo = self.pace.allowance(n_writing), self.tempo if n_writing else None
         spare = None if tempo is None else tempo.spare(n_writing, hurry=bool(self._waiting))
-        n_rows, reading = n_writing, []
+        n_rows = n_writing
+        reading: list[Work] = []
         for sequence in readers:
             most, timed = left, tempo is not None and self.pace.free(sequence)
             if tempo is not None and timed:
