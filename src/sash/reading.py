@@ -16,7 +16,7 @@ from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.config import ModelConfig
 from sash.network.packed import Network
-from sash.network.recall import RecallSettings
+from sash.network.recall_points import RecallSettings
 from sash.network.sizing import check_kv, kv_numbers
 from sash.session_state import check_ids
 from sash.text.tokenizer import Tokenizer

@@ -13,7 +13,8 @@ from sash.errors import UsageError
 from sash.network import recall_layers
 from sash.network.hierarchy import Hierarchy
 from sash.network.packed import Network
-from sash.network.recall import RecallSettings, recalling
+from sash.network.recall import recalling
+from sash.network.recall_points import RecallSettings
 from sash.reading import Reader
 from sash.speculation import speculation_of
 
@@ -62,7 +63,7 @@ class Variants(Reader):
                 the window.
             layers: which layers recall, counted from 0; by default those that `calibrate_recall` has found for these
                 weights, and else those whose window was forced on them, or all with a window if none was.
-            **settings: fields of `sash.network.recall.RecallSettings`: block, piece, question, step.
+            **settings: fields of `sash.network.recall_points.RecallSettings`: block, piece, question, step.
 
         Raises:
             UsageError: settings that cannot be, or layers without a window.

@@ -20,7 +20,8 @@ from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.clamped_keys import BLOCK, ClampedKeys
 from sash.network.config import RopeConfig
-from sash.network.recall import RecallSettings, recalling
+from sash.network.recall import recalling
+from sash.network.recall_points import RecallSettings
 from sash.network.ring_store import RingStore
 from tests.conftest import small_config, small_decoder
 from tests.network.test_annex import native_pair
@@ -35,12 +36,13 @@ def store_of(cache: KVCache) -> RingStore:
 
 
 @torch.inference_mode()
-def read(network, settings, sizes, *, kv="auto", dtype=torch.float32, natively=True):
+def read(network, settings, sizes, *, kv="auto", dtype=torch.float32, natively=True, asked=None):
     cache = KVCache(network.config, 2, dtype, kv=kv, recall=settings)
     for part in cache.recall._parts if cache.recall else ():
         part._natively = part._natively and natively
     cache.allocate()
     row, at, outs = cache.allocate(), 0, []
+    cache.ask(row, sum(sizes) if asked is None else asked)
     for size in sizes:
         outs.append(network(Batch.pack([IDS[at : at + size]], [at], [row]), cache))
         at += size
@@ -220,9 +222,53 @@ def test_rows_forks_and_wiping():
     assert store_of(cache).annex.tags[1] is None
     both = KVCache(decoder.config, 2, recall=settings)
     rows = [both.allocate(), both.allocate()]
+    both.ask(rows[0], 32)
     first = decoder(Batch.pack([IDS[:30], IDS[5:20]], [0, 0], rows), both)
     steps = [decoder(Batch.pack([[IDS[at]], [3]], [at, at - 15], rows), both)[:1] for at in (30, 31)]
     assert torch.allclose(torch.cat([first[:30], *steps]), alone, atol=1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("kv", ["auto", "int8"])
+@torch.inference_mode()
+def test_a_row_depends_neither_on_chunks_nor_on_company(kv):
+    """Bit for bit: rankings lie at positions, and go by the last tokens' queries however these were cut into steps."""
+    network = native_pair()[0]
+    network = network.with_config(network.config.with_annex(8))
+    settings = RecallSettings(block=2, piece=12, question=9, step=3)
+    alone, cache = read(network, settings, [LENGTH], kv=kv, dtype=torch.bfloat16, asked=50)
+    for sizes in ([17, 1, 26, 2, 14], [1] * LENGTH, [36, 13, 1, 10]):
+        again, other = read(network, settings, sizes, kv=kv, dtype=torch.bfloat16, asked=50)
+        assert torch.equal(again, alone), sizes
+        assert torch.equal(store_of(other).annex.tags[1], store_of(cache).annex.tags[1])
+    company = KVCache(network.config, 8, torch.bfloat16, kv=kv, recall=settings)
+    rows, outs, done = [company.allocate() for _ in range(8)], [], [0] * 8
+    for row in rows:
+        company.ask(row, 50 + row - 5)
+    for most in (7, 30, 1, 22):
+        parts = [IDS[at : at + most + (row != 5)] for row, at in enumerate(done)]
+        out = network(Batch.pack(parts, done, rows), company)
+        outs.append(out.split([len(part) for part in parts])[5])
+        done = [at + len(part) for at, part in zip(done, parts, strict=True)]
+    assert torch.equal(torch.cat(outs), alone)
+    other, _ = read(network, settings, [LENGTH], kv=kv, dtype=torch.bfloat16, asked=59)
+    assert torch.equal(other[:42], alone[:42])
+    assert not torch.equal(other, alone)
+
+
+@torch.inference_mode()
+def test_a_row_that_was_taken_back_is_ranked_after_its_next_step():
+    decoder = small_decoder(small_config([AttentionPattern(window=W, annex=6)] * 2))
+    _, cache = read(decoder, RecallSettings(block=2, piece=8, question=3, step=4), [40, 1])
+    tags = store_of(cache).annex.tags[1].clone()
+    cache.rewind(1, 38)
+    assert store_of(cache).annex.count(1) == 0
+    cache.ask(1, 41)
+    decoder(Batch.pack([IDS[38:39]], [38], [1]), cache)
+    assert store_of(cache).annex.count(1) == 6
+    decoder(Batch.pack([IDS[39:40]], [39], [1]), cache)
+    decoder(Batch.pack([IDS[40:41]], [40], [1]), cache)
+    assert tags.shape == store_of(cache).annex.tags[1].shape
 
 
 def test_which_layers_recall_and_what_they_pin():

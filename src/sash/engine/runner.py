@@ -72,6 +72,10 @@ class Runner:
     def _attempt(self, place: Place, works: list[Work]) -> Results:
         """One forward of all, or where that fails one of each."""
         _empty_rows(works, place.cache)
+        for work in works:
+            if work.sequence.reading:
+                request = work.sequence.request
+                place.cache.ask(_row(work.sequence), request.position + len(request.prompt_ids))
         try:
             hidden_TD = place.network(_pack(works, place.cache), place.cache)
         except Exception as error:

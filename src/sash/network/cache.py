@@ -16,7 +16,8 @@ from sash.network.config import ModelConfig
 from sash.network.drafts import Drafts
 from sash.network.growing_store import GrowingStore
 from sash.network.log import LogRoom
-from sash.network.recall import Recall, RecallSettings
+from sash.network.recall import Recall
+from sash.network.recall_points import RecallSettings
 from sash.network.ring_store import RingStore
 from sash.network.sizing import kv_bytes, kv_numbers
 from sash.network.slots import Layout
@@ -156,7 +157,17 @@ class KVCache:
         self.drafts.wipe(row)
         if self.summaries is not None:
             self.summaries.wipe(row)
+        if self.recall is not None:
+            self.recall.wipe(row)
         self.lengths[row] = 0
+
+    def ask(self, row: int, end: int) -> None:
+        """Take the last of a row's first `end` tokens for a question, where recall ranks more often.
+
+        To be told before they are read: by whoever knows where a text ends, since steps may end anywhere.
+        """
+        if self.recall is not None:
+            self.recall.ask(row, end)
 
     @torch.inference_mode()
     def accept(self, row: int, count: int = 1) -> None:
@@ -184,6 +195,8 @@ class KVCache:
             store.copy_row(row, other.stores[pattern], other_row)  # type: ignore[arg-type]
         if self.summaries is not None and other.summaries is not None:
             self.summaries.copy_row(row, other.summaries, other_row)
+        if self.recall is not None and other.recall is not None:
+            self.recall.copy_row(row, other.recall, other_row)
         self.lengths[row] = other.lengths[other_row]
 
     def kinds(self) -> tuple[str, ...]:
@@ -225,6 +238,8 @@ class KVCache:
             self.wipe(row)
         for store, held in zip(self.stores.values(), state.states, strict=True):
             store.restore(row, held, length)
+        if self.recall is not None:
+            self.recall.restored(row)
         self.lengths[row] = length
 
     def rewind(self, row: int, length: int) -> None:

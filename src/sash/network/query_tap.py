@@ -1,7 +1,7 @@
 """The queries that the last tokens of each sequence asked, kept from one step to the next.
 
 Whoever brings something back between steps ranks it by them. They are as they met the keys: rotated, and mixed where
-the cache mixes keys.
+the cache mixes keys. Tokens count as the last ones however they were cut into steps.
 
 Shape suffixes: L layers, N tokens, H query heads, K head dimension.
 """
@@ -9,6 +9,7 @@ Shape suffixes: L layers, N tokens, H query heads, K head dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,11 +17,20 @@ from torch import Tensor
 from sash.network.batch import Span
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Queries of a row's last tokens, [L, N, H, K]: the `count` last of them were asked before `end`."""
+
+    queries_LNHK: Tensor
+    count: int
+    end: int
+
+
 class QueryTap:
     """Queries of the layers of one store.
 
     Attributes:
-        n_tokens: of how many last tokens of a span they are kept.
+        n_tokens: of how many last tokens of a row they are kept.
     """
 
     def __init__(self, n_layers: int, n_heads: int, head_dim: int, n_tokens: int) -> None:
@@ -28,7 +38,7 @@ class QueryTap:
         self._shape = (n_layers, n_heads, head_dim)
         self._out: Tensor | None = None
         self._spans: Sequence[Span] = ()
-        self._rows: dict[int, tuple[int, int]] = {}
+        self._rows: dict[int, _Kept] = {}
 
     def open(self, spans: Sequence[Span], dtype: torch.dtype) -> Tensor:
         """Where a step's queries go, [L, spans, N, H, K]: those of the last token last. Layers fill it in."""
@@ -36,8 +46,19 @@ class QueryTap:
             n_layers, n_heads, head_dim = self._shape
             self._out = torch.empty(n_layers, len(spans), self.n_tokens, n_heads, head_dim, dtype=dtype)
             self._spans = spans
-            self._rows = {span.row: (index, min(self.n_tokens, len(span))) for index, span in enumerate(spans)}
+            for index, span in enumerate(spans):
+                self._rows[span.row] = self._go_on(span, self._out[:, index])
         return self._out
+
+    def _go_on(self, span: Span, out_LNHK: Tensor) -> _Kept:
+        """Put what a row asked before a span to its front, as far as there is room."""
+        old, room, count = self._rows.get(span.row), max(0, self.n_tokens - len(span)), min(self.n_tokens, len(span))
+        end = span.position + len(span)
+        if old is None or old.end != span.position or not room:
+            return _Kept(out_LNHK, count, end)
+        before = min(room, old.count)
+        out_LNHK[:, room - before : room] = old.queries_LNHK[:, self.n_tokens - before :]
+        return _Kept(out_LNHK, before + count, end)
 
     def take(self, layer: int, q_THK: Tensor) -> None:
         """Keep what one layer of the store asks in an open step."""
@@ -48,8 +69,15 @@ class QueryTap:
             self._out[layer, index, self.n_tokens - count :] = q_THK[span.stop - count : span.stop]
 
     def of(self, row: int) -> Tensor | None:
-        """What the last tokens of a row asked in the last step that it took part in, [L, n, H, K]; None for nothing."""
-        if self._out is None or row not in self._rows:
-            return None
-        index, count = self._rows[row]
-        return self._out[:, index, self.n_tokens - count :]
+        """What the last tokens of a row asked, [L, n, H, K]; None for nothing."""
+        kept = self._rows.get(row)
+        return None if kept is None else kept.queries_LNHK[:, self.n_tokens - kept.count :]
+
+    def wipe(self, row: int) -> None:
+        """Leave nothing of a row."""
+        self._rows.pop(row, None)
+
+    def copy_row(self, row: int, other: QueryTap, other_row: int) -> None:
+        """Take over a row of another."""
+        if other_row in other._rows:
+            self._rows[row] = other._rows[other_row]

@@ -1,11 +1,14 @@
 """Bringing back what slid out of the window: between steps, the blocks that the last queries want most.
 
-Behind each ring lies the log of all tokens. After every step the keys in it are ranked, in each layer and for each
-key/value head, by what the step's last tokens asked there: a block of a few tokens is worth what its best key would
+Behind each ring lies the log of all tokens. Every few tokens the keys in it are ranked, in each layer and for each
+key/value head, by what the last tokens asked there: a block of a few tokens is worth what its best key would
 have got of the attention to all that is out of sight, for the query that wants it most. The best blocks that the annex
-has room for are copied into it, with their true positions, so that the next step attends to them as if they were still
+has room for are copied into it, with their true positions, so that the next tokens attend to them as if they were still
 in the window; no farther away, though, than the layer was trained to see (`sash.network.clamped_keys`). What is there
 already and wanted again stays where it is.
+
+Where a text is ranked follows from positions alone, and from where its question begins (`sash.network.recall_points`),
+never from how it is cut into steps: so what a row reads depends neither on its company nor on chunks.
 
 Keys stand for themselves. Bounds of blocks (Quest, arXiv 2406.10774) and means of blocks read fewer numbers, but of
 small blocks of real models they lost most of what was to be found; see `docs/log.md`.
@@ -28,43 +31,10 @@ from sash.network.batch import Batch, Span
 from sash.network.clamped_keys import ClampedKeys
 from sash.network.config import ModelConfig
 from sash.network.query_tap import QueryTap
+from sash.network.recall_points import Points, RecallSettings
 from sash.network.ring_store import RingStore
-from sash.network.sizing import LOG_BLOCK
 from sash.network.slots import Vectors
 from sash.network.stores import Store
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecallSettings:
-    """How to bring back what is out of sight.
-
-    Attributes:
-        block: tokens that are brought back together.
-        piece: of a text that is read, tokens between two rankings.
-        question: how many of the last tokens of a text are taken for the question about it ...
-        step: ... and are read by so many at a time, each ranked by those before.
-    """
-
-    block: int = 16
-    piece: int = 128
-    question: int = 32
-    step: int = 4
-
-    def __post_init__(self) -> None:
-        if self.block < 1 or LOG_BLOCK % self.block:
-            raise UsageError(f"blocks of {self.block} tokens do not divide {LOG_BLOCK}: use 8, 16, 32 or 64")
-        if min(self.piece, self.step) < 1 or self.question < 0:
-            raise UsageError("pieces and steps of a text have 1 token or more")
-
-    def cuts(self, count: int) -> list[int]:
-        """How many of `count` tokens are read at a time.
-
-        >>> RecallSettings(piece=100, question=6, step=3).cuts(210)
-        [100, 100, 4, 3, 3]
-        """
-        body = max(0, count - self.question)
-        sizes = [min(self.piece, body - at) for at in range(0, body, self.piece)]
-        return sizes + [min(self.step, count - at) for at in range(body, count, self.step)]
 
 
 def recalling(
@@ -104,7 +74,7 @@ class Recall:
     """What is brought back to the rows of a cache."""
 
     def __init__(self, settings: RecallSettings, stores: Sequence[Store], config: ModelConfig, mixing: int) -> None:
-        self.settings = settings
+        self.settings, self._reading = settings, Points(settings)
         self._parts = [
             _Part(store, settings, config, mixing)
             for store in stores
@@ -112,17 +82,54 @@ class Recall:
         ]
         if not self._parts:
             raise UsageError("nothing can be brought back: no layer has a window and an annex")
+        self._points: dict[int, Points] = {}
+        self._stale: set[int] = set()
+
+    def ask(self, row: int, end: int) -> None:
+        """Take the last of a row's first `end` tokens for a question; to be told before they are read."""
+        self._points[row] = Points(self.settings, max(0, end - self.settings.question))
+
+    def sizes(self, span: Span) -> list[int]:
+        """How many tokens of a span are read at a time."""
+        return self._points_of(span.row).sizes(span.position, len(span))
 
     def cuts(self, batch: Batch) -> bool:
         """Whether a step has to be read in pieces."""
-        return any(not span.drafted and len(self.settings.cuts(len(span))) > 1 for span in batch.spans)
+        return any(not span.drafted and len(span) > 1 and len(self.sizes(span)) > 1 for span in batch.spans)
 
     def after(self, spans: Sequence[Span], lengths: Sequence[int]) -> None:
-        """After a step: fill the annexes of its rows for the next one."""
+        """After a step: fill the annexes of the rows that are to be ranked there."""
+        for span in spans:
+            row, length = span.row, lengths[span.row]
+            if span.drafted or not (row in self._stale or self._points_of(row).due(length)):
+                continue  # what is guessed may be taken back
+            self._stale.discard(row)
+            for part in self._parts:
+                part.refresh(row, length)
+
+    def wipe(self, row: int) -> None:
+        """Leave nothing of a row."""
+        self._points.pop(row, None)
+        self._stale.discard(row)
         for part in self._parts:
-            for span in spans:
-                if not span.drafted:  # what is guessed may be taken back
-                    part.refresh(span.row, lengths[span.row])
+            part.tap.wipe(row)
+
+    def restored(self, row: int) -> None:
+        """A row goes on from where nothing was kept of what is brought back: it is ranked after its next step."""
+        self._stale.add(row)
+
+    def copy_row(self, row: int, other: Recall, other_row: int) -> None:
+        """Take over a row of another cache's."""
+        self.wipe(row)
+        if other_row in other._points:
+            self._points[row] = other._points[other_row]
+        if other_row in other._stale:
+            self._stale.add(row)
+        for own, theirs in zip(self._parts, other._parts, strict=True):
+            own.tap.copy_row(row, theirs.tap, other_row)
+
+    def _points_of(self, row: int) -> Points:
+        return self._points.get(row) or self._reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +150,7 @@ class _Part:
         self._scale = config.attention_scale if config.attention_scale is not None else config.head_dim**-0.5
         self._clamped = ClampedKeys(config, store, mixing, settings.block)
         self._room = 0 if store.annex is None else store.annex.n_slots // settings.block
-        store.tap = QueryTap(layout.n_layers, config.n_heads, layout.head_dim, max(1, settings.step))
+        store.tap = self.tap = QueryTap(layout.n_layers, config.n_heads, layout.head_dim, settings.step)
         self._natively = (
             native.available()
             and layout.device.type == "cpu"
@@ -154,8 +161,7 @@ class _Part:
 
     def refresh(self, row: int, length: int) -> None:
         """Rank what a row of `length` tokens has out of sight, and bring back the best of it."""
-        annex, tap = self._store.annex, self._store.tap
-        queries_LNHK = None if tap is None else tap.of(row)
+        annex, queries_LNHK = self._store.annex, self.tap.of(row)
         if annex is None or queries_LNHK is None:
             return
         first, stretches = self._out_of_sight(row, length)
@@ -308,9 +314,9 @@ def _table(stretches: list[_Stretch], head_dim: int) -> Tensor:
     return torch.tensor(rows)
 
 
-def pieces_of(batch: Batch, settings: RecallSettings) -> Iterator[tuple[Batch, Tensor]]:
+def pieces_of(batch: Batch, recall: Recall) -> Iterator[tuple[Batch, Tensor]]:
     """A step in parts that let what is brought back be ranked between them: each with the tokens that it has of it."""
-    cuts = [[len(span)] if span.drafted else settings.cuts(len(span)) for span in batch.spans]
+    cuts = [[len(span)] if span.drafted else recall.sizes(span) for span in batch.spans]
     done = [0] * len(cuts)
     for turn in range(max(len(sizes) for sizes in cuts)):
         spans: list[Span] = []
@@ -338,10 +344,10 @@ def batch_at(batch: Batch, index_T: Tensor, spans: tuple[Span, ...]) -> Batch:
     )
 
 
-def read_in_pieces(run: Callable[[Batch], Tensor], batch: Batch, settings: RecallSettings, dim: int) -> Tensor:
+def read_in_pieces(run: Callable[[Batch], Tensor], batch: Batch, recall: Recall, dim: int) -> Tensor:
     """What `run` makes of a step, [T, D], a piece at a time."""
     out_TD: Tensor | None = None
-    for piece, index_T in pieces_of(batch, settings):
+    for piece, index_T in pieces_of(batch, recall):
         part_TD = run(piece)
         out_TD = part_TD.new_empty(len(batch.tokens_T), dim) if out_TD is None else out_TD
         out_TD[index_T] = part_TD
