@@ -53,10 +53,10 @@ class Variants(Reader):
     def with_recall(self, budget: int | None = None, *, layers: Collection[int] | None = None, **settings: int) -> Self:
         """This model over the same weights, where what slid out of the window is brought back when it is wanted.
 
-        All keys and values are kept in a log on the host. After every step the blocks that the last queries want most
-        stand beside the window for the next one; see `sash.network.recall`. Prompts are read in pieces, so that what is
-        brought back follows what is read; the last tokens of what is fed are taken for a question and read a few at a
-        time. Layers that recall hold the beginning of the text too, if the model pins nothing else.
+        All keys and values are kept in a log on the host. Every few tokens the blocks that the last queries want most
+        are put beside the window for the next ones; see `sash.network.recall`. Prompts are read in pieces, so that what
+        is brought back follows what is read; the last tokens of what is fed are taken for a question and read a few at
+        a time. Layers that recall hold the beginning of the text too, if the model pins nothing else.
 
         Args:
             budget: slots of a layer for what is brought back; by default as many as window and pins leave of twice
