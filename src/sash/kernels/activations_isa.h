@@ -159,7 +159,8 @@ inline float largest_of(const float* x, int64_t from, int64_t upto) {
   return top16(top);
 }
 
-// Rounds inputs [from, upto) of a row to int8, and returns their sum; both ends are multiples of 32.
+// Rounds inputs [from, upto) of a row to int8, and returns their sum; both ends are multiples of 32. Input 0 would lie at
+// `to`, if all of them were of one panel.
 inline int32_t round_inputs(const float* x, int64_t from, int64_t upto, float largest, char* to) {
   // Below the bound 127 / largest would leave the range of float32.
   const f32x16 inverse = all16(largest >= 0x1p-119f ? 127.0f / largest : 0.0f);
@@ -189,19 +190,22 @@ inline void prepare_row(const float* x, const Norm* norm, const Form& form, cons
   }
   for (int64_t i = form.k; i < form.padded_k; ++i) scratch[i] = 0;
   if (form.kind == Kind::bf16) {
-    char* to = rows.at(form, row, 0);
     for (int64_t i = 0; i < form.padded_k; i += 16)
-      store_bf16(reinterpret_cast<uint16_t*>(to + i / 32 * (kTile * 64) + i % 32 * 2), load16(scratch + i));
+      store_bf16(reinterpret_cast<uint16_t*>(rows.at(row, i / 32) + i % 32 * 2), load16(scratch + i));
     return;
   }
   rotate(scratch, form.k, form.rotation);
-  char* to = rows.at(form, row, 0);
   const int64_t size = form.padded_k / form.groups;
   float largest = form.scale_groups == 1 ? largest_of(scratch, 0, form.padded_k) : 0;
   for (int64_t group = 0; group < form.groups; ++group) {
     const int64_t from = group * size, at = Rows::index(form.groups, row, group);
     if (form.scale_groups > 1) largest = largest_of(scratch, from, from + size);
-    rows.sum[at] = round_inputs(scratch, from, from + size, largest, to);
+    rows.sum[at] = 0;
+    for (int64_t block = from / 64; block * 64 < from + size; block = block / rows.depth * rows.depth + rows.depth) {
+      const int64_t first = block / rows.depth * rows.depth, end = (first + rows.depth) * 64;
+      rows.sum[at] += round_inputs(scratch, block * 64 > from ? block * 64 : from, from + size < end ? from + size : end,
+                                   largest, rows.at(row, first) - first * (kTile * 64));
+    }
     if (form.scale_groups == 1 && group > 0) continue;
     const int64_t scale_at = Rows::index(form.scale_groups, row, group);
     rows.scale[scale_at] = largest / 127.0f;
@@ -212,7 +216,7 @@ inline void prepare_row(const float* x, const Norm* norm, const Form& form, cons
 // Rows that fill up the last tile: zeros, so that products with them are zeros.
 inline void clear_rows(const Form& form, const Rows& rows, int64_t from, int64_t to) {
   for (int64_t row = from; row < to; ++row) {
-    for (int64_t block = 0; block < form.row_bytes() / 64; ++block) std::memset(rows.at(form, row, block), 0, 64);
+    for (int64_t block = 0; block < form.row_bytes() / 64; ++block) std::memset(rows.at(row, block), 0, 64);
     for (int64_t group = 0; group < form.groups; ++group) {
       rows.sum[Rows::index(form.groups, row, group)] = 0;
       if (group >= form.scale_groups) continue;

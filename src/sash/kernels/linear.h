@@ -47,11 +47,16 @@ struct Form {
   int64_t row_bytes() const { return kind == Kind::bf16 ? padded_k * 2 : padded_k; }
 };
 
-// Prepared rows: values in tiles of 16 rows, [tile][block of 64 bytes][row][64 bytes]; integers have for each row and
-// group a scale, the sum of the quantised values, and their product, [tile][group][row]. Where one scale serves a whole
+constexpr int64_t kFewRows = 32;  // So many rows meet weights that stream by; more meet panels of them.
+constexpr int64_t kDepth = 32;    // Blocks of a panel of many long rows: 256 rows of one stay in the second-level cache.
+
+// Prepared rows: values in tiles of 16 rows, [panel][tile][block of 64 bytes][row][64 bytes]; a panel has kDepth blocks,
+// or all where there are at most two panels of them or few rows. Integers have for each row and group a scale, the sum of the quantised values, and their product, [tile][group][row]. Where one scale serves a whole
 // row, it is that of group 0 of one.
 struct Rows {
   char* values = nullptr;
+  int64_t tiles = 0;
+  int64_t blocks = 0, depth = 0;  // Blocks of a row, and of a panel.
   float* scale = nullptr;
   float* scaled_sum = nullptr;
   int32_t* sum = nullptr;
@@ -63,8 +68,12 @@ struct Rows {
   static Rows in(char* memory, const Form& form, int64_t n_rows) {
     const int64_t padded = ceil_div(n_rows, kTile) * kTile;
     const int64_t each = ceil_div(padded * form.groups * 4, 64) * 64;
+    const bool many = n_rows > kFewRows && form.scale_groups == 1;
     Rows rows;
     rows.values = memory;
+    rows.tiles = padded / kTile;
+    rows.blocks = form.row_bytes() / 64;
+    rows.depth = many && rows.blocks > 2 * kDepth ? kDepth : rows.blocks;
     memory += padded * form.row_bytes();
     rows.scale = reinterpret_cast<float*>(memory);
     rows.scaled_sum = reinterpret_cast<float*>(memory + each);
@@ -74,9 +83,11 @@ struct Rows {
   static int64_t index(int64_t groups, int64_t row, int64_t group) {
     return (row / kTile * groups + group) * kTile + row % kTile;
   }
-  char* at(const Form& form, int64_t row, int64_t block) const {
-    const int64_t blocks = form.row_bytes() / 64;
-    return values + ((row / kTile * blocks + block) * kTile + row % kTile) * 64;
+  // Blocks from `first` on, which begins a panel, that lie side by side.
+  int64_t width(int64_t first) const { return blocks - first < depth ? blocks - first : depth; }
+  char* at(int64_t row, int64_t block) const {
+    const int64_t first = depth == blocks ? 0 : block / kDepth * kDepth;
+    return values + ((first * tiles + row / kTile * width(first) + block - first) * kTile + row % kTile) * 64;
   }
 };
 
@@ -108,6 +119,7 @@ struct Product {
   int64_t out_stride;
   Finish finish = Finish::store;
   Activation activation = Activation::silu;
+  Rows into = {};  // Where a gated product goes instead of `out`, rounded to bfloat16: rows of the next product.
 };
 
 }  // namespace sash

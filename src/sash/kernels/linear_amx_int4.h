@@ -1,8 +1,6 @@
 // Products with int4 weights on the matrix tiles: unpacked to int8 in cache, a tile of weights at a time.
 #pragma once
 
-#include <memory>
-
 #include "linear_amx.h"
 
 #if defined(__AMX_TILE__)
@@ -152,28 +150,18 @@ inline void unpack_multiplied(const Linear& linear, int64_t tile, int64_t block,
   }
 }
 
-inline char* panel_scratch(size_t bytes) {
-  static thread_local std::unique_ptr<char[]> memory;
-  static thread_local size_t held = 0;
-  if (bytes + 64 > held) {
-    memory.reset(new char[bytes + 64]);
-    held = bytes + 64;
-  }
-  return memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64) % 64;
-}
-
 inline void multiply_int4_tiles(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
   const Linear& linear = *product.linear;
   const Form form(linear);
   const int64_t groups = linear.groups(), panel_bytes = groups * 1024;
-  char* panel = panel_scratch(static_cast<size_t>(2 * panel_bytes));
+  char* panel = own_scratch(static_cast<size_t>(2 * panel_bytes));
   alignas(64) float sums[4 * 256];
   for (int64_t tile = first; tile < last; tile += 2) {
     const int64_t n = last - tile >= 2 ? 2 : 1;
     for (int64_t j = 0; j < n; ++j) unpack_panel(linear, tile + j, panel + j * panel_bytes);
     for (int64_t at = row; at < row + count; at += 2 * kTile) {
       const int64_t here = row + count - at < 2 * kTile ? row + count - at : 2 * kTile;
-      const Int4Block block{product.rows.at(form, at, 0),
+      const Int4Block block{product.rows.at(at, 0),
                             panel,
                             form.row_bytes() * kTile,
                             panel_bytes,
@@ -188,6 +176,7 @@ inline void multiply_int4_tiles(const Product& product, int64_t first, int64_t l
       });
     }
   }
+  if (streams(product)) _mm_sfence();
 }
 
 constexpr int64_t kSlice = 8;  // Blocks of a weight tile that are unpacked ahead of the tiles' products.
@@ -198,7 +187,7 @@ template <int n>
 inline void multiply_few_multiplied(const Product& product, int64_t tile, int64_t row, int64_t count, char* slices) {
   const Linear& linear = *product.linear;
   const int64_t blocks = linear.blocks();
-  const char* rows = product.rows.at(Form(linear), row, 0);
+  const char* rows = product.rows.at(row, 0);
   const auto place = [&](int64_t block, int64_t j) { return slices + (block % (2 * kSlice) * n + j) * 1024; };
   const auto unpack = [&](int64_t block) {
     for (int64_t j = 0; block < blocks && j < n; ++j) unpack_multiplied(linear, tile + j, block, place(block, j));
@@ -222,24 +211,35 @@ inline void multiply_few_multiplied(const Product& product, int64_t tile, int64_
   finish_block(product, sums, row, count, tile, n);
 }
 
+// At most a tile of rows.
+inline void multiply_few_multiplied_tiles(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
+  char* slices = own_scratch(2 * 2 * kSlice * 1024);
+  for (int64_t tile = first; tile < last; tile += 2) {
+    if (last - tile >= 2) multiply_few_multiplied<2>(product, tile, row, count, slices);
+    else multiply_few_multiplied<1>(product, tile, row, count, slices);
+  }
+}
+
 inline void multiply_multiplied_tiles(const Product& product, int64_t first, int64_t last, int64_t row,
                                       int64_t count) {
   const Linear& linear = *product.linear;
-  const int64_t panel_bytes = linear.blocks() * 1024;
-  const bool few = count <= kTile;
-  char* panel = panel_scratch(static_cast<size_t>(2 * (few ? 2 * kSlice * 1024 : panel_bytes)));
-  for (int64_t tile = first; tile < last; tile += 2) {
-    const int64_t n = last - tile >= 2 ? 2 : 1;
-    if (few) {
-      if (n == 2) multiply_few_multiplied<2>(product, tile, row, count, panel);
-      else multiply_few_multiplied<1>(product, tile, row, count, panel);
-      continue;
+  const Rows& rows = product.rows;
+  if (product.n_rows <= kFewRows && count <= kTile)
+    return multiply_few_multiplied_tiles(product, first, last, row, count);
+  const Sums layout(product, count);
+  const int64_t panel_bytes = rows.depth * 1024;
+  char* const unpacked = own_scratch(static_cast<size_t>(2 * panel_bytes) + layout.bytes(last - first));
+  float* const sums = reinterpret_cast<float*>(unpacked + 2 * panel_bytes);
+  for (int64_t from = 0; from < rows.blocks; from += rows.depth)
+    for (int64_t tile = first; tile < last; tile += 2) {
+      const int64_t n = last - tile >= 2 ? 2 : 1;
+      for (int64_t j = 0; j < n; ++j)
+        for (int64_t block = 0; block < rows.width(from); ++block)
+          unpack_multiplied(linear, tile + j, from + block, unpacked + j * panel_bytes + block * 1024);
+      multiply_panel<true>(product, {unpacked, panel_bytes, from, rows.width(from)}, tile, n, row, count,
+                           sums + (tile - first) / 2 * layout.pair, layout.stride);
     }
-    for (int64_t j = 0; j < n; ++j)
-      for (int64_t block = 0; block < linear.blocks(); ++block)
-        unpack_multiplied(linear, tile + j, block, panel + j * panel_bytes + block * 1024);
-    multiply_panel<true>(product, panel, tile, n, linear.tile(tile + n), n * linear.tile_bytes(), row, count);
-  }
+  if (streams(product)) _mm_sfence();
 }
 
 // So many rows of integers are faster without tiles, and exactly the same.

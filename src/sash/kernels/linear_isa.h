@@ -18,6 +18,11 @@ inline f32x16 gated(f32x16 gate, f32x16 up, Activation activation) {
   return gate / (one + exp2_16(u * all16(-2.88539008f))) * up;
 }
 
+// Puts sixteen inputs of the next product, from input `at` on, into its prepared rows.
+inline void put_input(const Rows& into, int64_t row, int64_t at, f32x16 value) {
+  store_bf16(reinterpret_cast<uint16_t*>(into.at(row, at / 32) + at % 32 * 2), value);
+}
+
 // Puts sixteen outputs of a row where they belong. For gated pairs the even tile waits in `even` for the odd one.
 struct Sink {
   const Product& product;
@@ -31,8 +36,9 @@ struct Sink {
         even = value;
         return;
       }
-      out += tile / 2 * kTile;
-      store16(out, gated(even, value, product.activation));
+      const f32x16 whole = gated(even, value, product.activation);
+      if (product.into.values != nullptr) put_input(product.into, row, tile / 2 * kTile, whole);
+      else store16(out + tile / 2 * kTile, whole);
       return;
     }
     out += tile * kTile;
@@ -47,12 +53,11 @@ struct Sink {
 
 // Dot products of one tile of weights with rows [row, row + n), by the kind of weight.
 template <int64_t n>
-inline void tile_bf16(const Linear& linear, const char* weights, const Rows& rows, const Form& form, int64_t row,
-                      f32x16* out) {
+inline void tile_bf16(const Linear& linear, const char* weights, const Rows& rows, int64_t row, f32x16* out) {
   f32x16 sum[n] = {};
   for (int64_t block = 0; block < linear.blocks(); ++block) {
     const char* x[n];
-    for (int64_t i = 0; i < n; ++i) x[i] = rows.at(form, row + i, block);
+    for (int64_t i = 0; i < n; ++i) x[i] = rows.at(row + i, block);
     for (int pair = 0; pair < 16; ++pair) {
       const char* line = weights + block * 1024 + pair * 64;
       prefetch(line + kAhead);
@@ -70,12 +75,12 @@ inline void tile_bf16(const Linear& linear, const char* weights, const Rows& row
 }
 
 template <int64_t n>
-inline void tile_int8(const Linear& linear, const char* weights, int64_t tile, const Rows& rows, const Form& form,
-                      int64_t row, f32x16* out) {
+inline void tile_int8(const Linear& linear, const char* weights, int64_t tile, const Rows& rows, int64_t row,
+                      f32x16* out) {
   Quads sum[n], second[n];
   for (int64_t block = 0; block < linear.blocks(); ++block) {
     const char* x[n];
-    for (int64_t i = 0; i < n; ++i) x[i] = rows.at(form, row + i, block);
+    for (int64_t i = 0; i < n; ++i) x[i] = rows.at(row + i, block);
     for (int quad = 0; quad < 16; quad += 2) {
       const char* line = weights + block * 1024 + quad * 64;
       prefetch(line + kAhead);
@@ -105,14 +110,14 @@ inline f32x16 minima(const Linear& linear, int64_t tile, const Rows& rows, int64
 }
 
 template <int64_t n>
-inline void tile_int4(const Linear& linear, const char* weights, int64_t tile, const Rows& rows, const Form& form,
-                      int64_t row, f32x16* out) {
+inline void tile_int4(const Linear& linear, const char* weights, int64_t tile, const Rows& rows, int64_t row,
+                      f32x16* out) {
   const int64_t groups = linear.groups(), halves = 64 / linear.group;
   const uint16_t* scales = linear.scale4 + tile * groups * kTile;
   f32x16 sum[n] = {};
   for (int64_t block = 0; block < linear.blocks(); ++block) {
     const char* x[n];
-    for (int64_t i = 0; i < n; ++i) x[i] = rows.at(form, row + i, block);
+    for (int64_t i = 0; i < n; ++i) x[i] = rows.at(row + i, block);
     Quads low[n], high[n];
     for (int j = 0; j < 8; ++j) {
       const char* line = weights + block * 512 + j * 64;
@@ -143,14 +148,14 @@ inline void tile_int4(const Linear& linear, const char* weights, int64_t tile, c
 
 // The same with integer multipliers: all sums are of integers, so they are those of an int8 weight, (q - 8) * multiplier.
 template <int64_t n>
-inline void tile_multiplied(const Linear& linear, const char* weights, int64_t tile, const Rows& rows, const Form& form,
-                            int64_t row, f32x16* out) {
+inline void tile_multiplied(const Linear& linear, const char* weights, int64_t tile, const Rows& rows, int64_t row,
+                            f32x16* out) {
   const int64_t groups = linear.groups(), halves = 64 / linear.group;
   const int8_t* multipliers = linear.multiplier + tile * groups * kTile;
   i32x16 sum[n] = {};
   for (int64_t block = 0; block < linear.blocks(); ++block) {
     const char* x[n];
-    for (int64_t i = 0; i < n; ++i) x[i] = rows.at(form, row + i, block);
+    for (int64_t i = 0; i < n; ++i) x[i] = rows.at(row + i, block);
     Quads low[n], high[n];
     for (int j = 0; j < 8; ++j) {
       const char* line = weights + block * 512 + j * 64;
@@ -180,23 +185,22 @@ inline void tile_multiplied(const Linear& linear, const char* weights, int64_t t
 }
 
 template <int64_t n>
-inline void tile_rows(const Product& product, const Form& form, int64_t tile, int64_t row, f32x16* out) {
+inline void tile_rows(const Product& product, int64_t tile, int64_t row, f32x16* out) {
   const Linear& linear = *product.linear;
   const char* weights = linear.tile(tile);
   if (linear.kind == Kind::bf16) {
-    tile_bf16<n>(linear, weights, product.rows, form, row, out);
+    tile_bf16<n>(linear, weights, product.rows, row, out);
   } else if (linear.kind == Kind::int8) {
-    tile_int8<n>(linear, weights, tile, product.rows, form, row, out);
+    tile_int8<n>(linear, weights, tile, product.rows, row, out);
   } else if (linear.multiplier != nullptr) {
-    tile_multiplied<n>(linear, weights, tile, product.rows, form, row, out);
+    tile_multiplied<n>(linear, weights, tile, product.rows, row, out);
   } else {
-    tile_int4<n>(linear, weights, tile, product.rows, form, row, out);
+    tile_int4<n>(linear, weights, tile, product.rows, row, out);
   }
 }
 
 // Outputs of tiles [first, last) for rows [row, row + count): `first` and `last` are even for gated pairs.
 inline void multiply_by_vectors(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
-  const Form form(*product.linear);
   const Sink sink{product};
   constexpr int64_t kTogether = 16;  // Rows that go by while a tile of weights is near.
   f32x16 even[kTogether], out[kRows];
@@ -205,10 +209,10 @@ inline void multiply_by_vectors(const Product& product, int64_t first, int64_t l
     for (int64_t tile = first; tile < last; ++tile)
       for (int64_t at = from; at < upto;) {
         const int64_t n = upto - at >= kRows ? kRows : upto - at >= 4 ? 4 : upto - at >= 2 ? 2 : 1;
-        if (n == kRows) tile_rows<kRows>(product, form, tile, at, out);
-        else if (n == 4) tile_rows<4>(product, form, tile, at, out);
-        else if (n == 2) tile_rows<2>(product, form, tile, at, out);
-        else tile_rows<1>(product, form, tile, at, out);
+        if (n == kRows) tile_rows<kRows>(product, tile, at, out);
+        else if (n == 4) tile_rows<4>(product, tile, at, out);
+        else if (n == 2) tile_rows<2>(product, tile, at, out);
+        else tile_rows<1>(product, tile, at, out);
         for (int64_t i = 0; i < n; ++i) sink.put(at + i, tile, out[i], even[at + i - from]);
         at += n;
       }

@@ -2,14 +2,22 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace sash {
 
 namespace {
 
-// Rows of activations are multiplied in blocks that stay in a core's second-level cache beside the weights.
-constexpr int64_t kRowBlockBytes = 1 << 20;
+// Rows of activations are multiplied in blocks of so many.
+constexpr int64_t kRowBlock = 256;
+// Large pages: activations of a long step touch thousands of small ones, again and again.
+constexpr size_t kPage = 2 << 20;
 // Weights that a thread claims at once: long enough to be streamed, short enough for all to end together.
 constexpr int64_t kClaimBytes = 128 << 10;
 
@@ -33,13 +41,21 @@ class Carver {
 
 }  // namespace
 
+Scratch::~Scratch() { std::free(memory_); }
+
 char* Scratch::room(size_t bytes) {
-  if (bytes + 64 > held_) {
-    memory_.reset();
-    memory_.reset(new char[bytes + 64]);
-    held_ = bytes + 64;
-  }
-  return memory_.get() + (64 - reinterpret_cast<uintptr_t>(memory_.get()) % 64) % 64;
+  if (bytes <= held_) return memory_;
+  std::free(memory_);
+  memory_ = nullptr;
+  held_ = 0;
+  const size_t size = (bytes + kPage - 1) / kPage * kPage;
+  memory_ = static_cast<char*>(std::aligned_alloc(kPage, size));
+  if (memory_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  madvise(memory_, size, MADV_HUGEPAGE);  // A wish: without it pages are small, and all else is the same.
+#endif
+  held_ = size;
+  return memory_;
 }
 
 // A unit of attention: rows [first, last) of one key/value head of one span.
@@ -59,7 +75,8 @@ struct Stepper::Frame {
   char *keys, *values;      // [key/value head][token][head_dim], as the cache holds them
   float *key_scales, *value_scales;
   float* attended;          // [tokens][heads * head_dim]
-  float* hidden;            // [tokens][hidden_dim]
+  float* hidden;            // [tokens][hidden_dim]: gated, where the next product takes integers
+  char* hidden_rows;        // The same as prepared rows, where it takes bfloat16.
   float* branch;            // [tokens][dim]: what a post norm waits for
   const Norm* pending = nullptr;  // The post norm that `branch` still needs before it is added to x.
   std::vector<float*> thread_floats;
@@ -77,9 +94,7 @@ void Stepper::region(const std::function<void(Team&)>& body) {
 
 void Stepper::share_product(Team& team, const Product& product) {
   const Linear& linear = *product.linear;
-  const Form form(linear);
-  const int64_t whole = std::max<int64_t>(1, kRowBlockBytes / form.row_bytes() / 32) * 32;
-  const int64_t blocks = ceil_div(product.n_rows, whole);
+  const int64_t blocks = ceil_div(product.n_rows, kRowBlock);
   const int64_t rows = ceil_div(ceil_div(product.n_rows, blocks), 32) * 32;
   const int64_t tiles = linear.tiles(), fair = ceil_div(tiles, 4 * team.size());
   int64_t chunk = product.n_rows > 32 ? 8 : std::max<int64_t>(2, kClaimBytes / linear.tile_bytes());
@@ -249,17 +264,34 @@ void Stepper::attend_half(Team& team, const Layer& layer, Frame& frame) {
   if (post) team.barrier();
 }
 
+void Stepper::share_feed_forward(Team& team, Frame& frame, const FeedForward& f, float* out, int64_t dim, Finish finish) {
+  const Form into(f.w13), from(f.w2);
+  const int64_t width = f.w13.tiles() / 2 * kTile;
+  Product first{&f.w13, Rows::in(frame.rows, into, frame.n_tokens), frame.n_tokens, frame.hidden, width, Finish::gate,
+                f.activation};
+  if (f.w2.kind == Kind::bf16) {
+    // Rounding is all that these rows need, so they never lie in memory as floats.
+    const Rows rows = Rows::in(frame.hidden_rows, from, frame.n_tokens);
+    first.into = rows;
+    team.share_open(frame.n_tokens, [&](int64_t row) {
+      if (row == 0) table_.clear_rows(from, rows, frame.n_tokens, ceil_div(frame.n_tokens, kTile) * kTile);
+      for (int64_t at = width; at < from.padded_k; at += 16) std::memset(rows.at(row, at / 32) + at % 32 * 2, 0, 32);
+    });
+    share_product(team, first);
+    share_product(team, {&f.w2, rows, frame.n_tokens, out, dim, finish});
+    return;
+  }
+  share_product(team, first);
+  prepare(team, frame, frame.hidden, width, nullptr, f.w2);
+  share_product(team, {&f.w2, Rows::in(frame.rows, from, frame.n_tokens), frame.n_tokens, out, dim, finish});
+}
+
 void Stepper::feed_half(Team& team, const Layer& layer, Frame& frame) {
   const FeedForward& f = layer.feed_forward;
   prepare(team, frame, frame.x, frame.dim, &layer.ffn_norm, f.w13);
   if (team.index() == 0) frame.pending = nullptr;
-  const int64_t width = f.w13.tiles() / 2 * kTile;
-  share_product(team, {&f.w13, Rows::in(frame.rows, Form(f.w13), frame.n_tokens), frame.n_tokens, frame.hidden, width,
-                       Finish::gate, f.activation});
-  prepare(team, frame, frame.hidden, width, nullptr, f.w2);
   const bool post = layer.ffn_post_norm.weight != nullptr;
-  share_product(team, {&f.w2, Rows::in(frame.rows, Form(f.w2), frame.n_tokens), frame.n_tokens,
-                       post ? frame.branch : frame.x, frame.dim, post ? Finish::store : Finish::add});
+  share_feed_forward(team, frame, f, post ? frame.branch : frame.x, frame.dim, post ? Finish::store : Finish::add);
   if (post && team.index() == 0) frame.pending = &layer.ffn_post_norm;
   if (post) team.barrier();
 }
@@ -271,7 +303,8 @@ void Stepper::run(const std::vector<const Layer*>& layers, const Plan& plan, flo
   frame.dim = dim;
   frame.x = x;
   const size_t tokens = static_cast<size_t>(plan.n_tokens);
-  size_t rows = 0, floats = static_cast<size_t>(dim), qkv = 0, q = 0, kv = 0, heads = 0, hidden = 0, attention = 0;
+  size_t rows = 0, floats = static_cast<size_t>(dim), qkv = 0, q = 0, kv = 0, heads = 0, attention = 0;
+  size_t hidden = 0, hidden_rows = 0;
   bool post = false;
   const auto fit = [&](const Linear& linear) {
     rows = std::max(rows, Rows::bytes(Form(linear), plan.n_tokens));
@@ -290,7 +323,9 @@ void Stepper::run(const std::vector<const Layer*>& layers, const Plan& plan, flo
     if (!layer->has_feed_forward) continue;
     fit(layer->feed_forward.w13);
     fit(layer->feed_forward.w2);
-    hidden = std::max(hidden, static_cast<size_t>(layer->feed_forward.w13.tiles() / 2 * kTile));
+    const FeedForward& f = layer->feed_forward;
+    if (f.w2.kind == Kind::bf16) hidden_rows = std::max(hidden_rows, Rows::bytes(Form(f.w2), plan.n_tokens));
+    else hidden = std::max(hidden, static_cast<size_t>(f.w13.tiles() / 2 * kTile));
   }
   frame.qkv_stride = static_cast<int64_t>(qkv);
   const auto carve = [&](Carver& carver) {
@@ -304,6 +339,7 @@ void Stepper::run(const std::vector<const Layer*>& layers, const Plan& plan, flo
     frame.value_scales = carver.take<float>(tokens * heads);
     frame.attended = carver.take<float>(tokens * q);
     frame.hidden = carver.take<float>(tokens * hidden);
+    frame.hidden_rows = carver.take<char>(hidden_rows);
     frame.branch = carver.take<float>(post ? tokens * static_cast<size_t>(dim) : 0);
     frame.thread_floats.clear();
     frame.thread_attention.clear();
@@ -367,21 +403,25 @@ void Stepper::multiply(const Linear& linear, const float* x, int64_t x_stride, i
 void Stepper::feed(const FeedForward& network, const float* x, int64_t n_rows, float* out, int64_t dim) {
   Frame frame{};
   const Form into(network.w13), from(network.w2);
-  const int64_t width = network.w13.tiles() / 2 * kTile;
-  const size_t rows = (std::max(Rows::bytes(into, n_rows), Rows::bytes(from, n_rows)) + 63) / 64 * 64;
+  const bool direct = network.w2.kind == Kind::bf16;
+  const size_t rows = std::max(Rows::bytes(into, n_rows), direct ? 0 : Rows::bytes(from, n_rows));
   const size_t floats = static_cast<size_t>(std::max(into.padded_k, from.padded_k));
-  const size_t hidden = (static_cast<size_t>(n_rows * width) * 4 + 63) / 64 * 64;
-  Carver carver(scratch_.room(rows + hidden + static_cast<size_t>(pool_.size()) * (floats * 4 + 64)));
-  frame.rows = carver.take<char>(rows);
-  frame.hidden = carver.take<float>(static_cast<size_t>(n_rows * width));
-  for (int thread = 0; thread < pool_.size(); ++thread) frame.thread_floats.push_back(carver.take<float>(floats));
+  const size_t hidden = direct ? 0 : static_cast<size_t>(n_rows * network.w13.tiles() / 2 * kTile);
+  const auto carve = [&](Carver& carver) {
+    frame.rows = carver.take<char>(rows);
+    frame.hidden = carver.take<float>(hidden);
+    frame.hidden_rows = carver.take<char>(direct ? Rows::bytes(from, n_rows) : 0);
+    frame.thread_floats.clear();
+    for (int thread = 0; thread < pool_.size(); ++thread) frame.thread_floats.push_back(carver.take<float>(floats));
+  };
+  Carver measure(nullptr);
+  carve(measure);
+  Carver real(scratch_.room(measure.used(nullptr)));
+  carve(real);
   frame.n_tokens = n_rows;
   region([&](Team& team) {
     prepare(team, frame, x, dim, nullptr, network.w13);
-    share_product(team, {&network.w13, Rows::in(frame.rows, into, n_rows), n_rows, frame.hidden, width, Finish::gate,
-                         network.activation});
-    prepare(team, frame, frame.hidden, width, nullptr, network.w2);
-    share_product(team, {&network.w2, Rows::in(frame.rows, from, n_rows), n_rows, out, dim});
+    share_feed_forward(team, frame, network, out, dim, Finish::store);
   });
 }
 

@@ -94,11 +94,15 @@ struct Plan {
 // Memory of a step that lives on to the next one.
 class Scratch {
  public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch();
   // `bytes` aligned to 64; what was there before is lost where it grows.
   char* room(size_t bytes);
 
  private:
-  std::unique_ptr<char[]> memory_;
+  char* memory_ = nullptr;
   size_t held_ = 0;
 };
 
@@ -138,6 +142,8 @@ class Stepper {
   void export_queries(const Layer& layer, const Frame& frame, int64_t index, int64_t head) const;
   void prepare(Team& team, Frame& frame, const float* x, int64_t stride, const Norm* norm, const Linear& linear);
   void share_product(Team& team, const Product& product);
+  // The feed-forward network of prepared rows.
+  void share_feed_forward(Team& team, Frame& frame, const FeedForward& network, float* out, int64_t dim, Finish finish);
   void region(const std::function<void(Team&)>& body);
 
   Pool& pool_;
