@@ -157,6 +157,8 @@ def stall(running: Heard, reading: Heard) -> dict[str, Any]:
         "read_seconds": reading.first,
         "median_gap": median,
         "median_gap_while_reading": percentile(during, 0.5),
+        "gap_p90_over_median": percentile(during, 0.9) / median,
+        "gap_p99_over_median": percentile(during, 0.99) / median,
         "longest_gap": max(during),
         "longest_over_median": max(during) / median,
     }

@@ -176,8 +176,8 @@ class Scheduler:
         n_rows = n_writing
         reading: list[Work] = []
         for sequence in readers:
-            most, timed = left, tempo is not None and self.pace.free(sequence)
-            if tempo is not None and timed:
+            most = left
+            if tempo is not None and self.pace.free(sequence):
                 fits = tempo.fits(sequence, spare, n_rows)
                 most = min(left, fits if reading else max(1, fits))
             count = self.pace.count(sequence, most, first=not reading) if most > 0 else 0
