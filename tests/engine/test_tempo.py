@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from sash.engine.request import Request, Sequence, Token, Work
@@ -76,7 +78,7 @@ def test_those_that_write_are_measured_again_and_readers_wait_for_one_step_only(
     steps = beside_one_stream(machine, 16_384)
     plain = [index for index, (read, _) in enumerate(steps) if not read]
     assert len(plain) >= 3
-    assert all(later - earlier == AGAIN + 1 for earlier, later in zip(plain, plain[1:], strict=False))
+    assert all(later - earlier == AGAIN + 1 for earlier, later in pairwise(plain))
 
 
 def test_slices_follow_a_machine_that_slows_down() -> None:

@@ -8,7 +8,19 @@ from sash.engine.lanes import Lane
 from sash.engine.request import Request, Sequence
 from sash.engine.snapshots import Snapshots
 from sash.errors import CheckpointError
-from tests.engine.runs import CHUNK, PATHS, Taken, alone, finish, heard, network_on, request_of, service_over, submit
+from tests.engine.runs import (
+    CHUNK,
+    PATHS,
+    Taken,
+    alone,
+    finish,
+    heard,
+    network_on,
+    request_of,
+    service_over,
+    submit,
+    turn,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +182,37 @@ def test_in_company_warm_is_cold(network) -> None:  # type: ignore[no-untyped-de
     for request, warm in zip(asked, second, strict=True):
         assert warm.sequence.n_reused > 0
         assert_same(network, warm, alone(network, request))
+
+
+def test_answers_to_one_prompt_read_it_once(network) -> None:  # type: ignore[no-untyped-def]
+    wanted = [request_of(1, 57, seed=seed, temperature=1.0) for seed in range(4)]
+    service = service_over(network, snapshots=snapshots_for(network), max_rows=3, max_waiting=8)
+    leader, first = submit(service, wanted[0])
+    others = []
+    for request in wanted[1:]:
+        taken = Taken()
+        service.submit(request, taken, after=leader)
+        others.append(taken)
+    _, behind = submit(service, request_of(2, 30))
+    turn(service)
+    assert [sequence.request for sequence in service._steps.scheduler.running] == [wanted[0], request_of(2, 30)]
+    finish(service)
+    n_read = sum(event.n_read for taken in others for event in taken.events)
+    assert n_read == 3 * (1 if network.independent else 57 % CHUNK or CHUNK)
+    assert len(behind.said) == request_of(2).params.max_tokens
+    for taken, request in zip([first, *others], wanted, strict=True):
+        assert_same(network, taken, alone(network, request))
+
+
+def test_whoever_follows_reads_where_nothing_is_kept_or_the_leader_ends(network) -> None:  # type: ignore[no-untyped-def]
+    request = request_of(1, 57)
+    for snapshots in (None, snapshots_for(network)):
+        service = service_over(network, snapshots=snapshots)
+        leader, _ = submit(service, request)
+        taken = Taken()
+        service.submit(request, taken, after=leader)
+        turn(service)
+        assert len(service._steps.scheduler.running) == (2 if snapshots is None else 1)
+        service.cancel(leader)
+        finish(service)
+        assert_same(network, taken, alone(network, request))

@@ -85,3 +85,18 @@ def test_a_request_may_not_take_more_answers_than_there_is_room_for(running, cli
     assert int(reply.headers["retry-after"]) >= 1
     assert reply.error["code"] == "queue_full"
     running.wait_idle()
+
+
+def test_several_answers_read_their_prompt_once(serve):
+    with serve(snapshots=True) as running:
+        ids = running.lm.tokenizer.encode(
+            "a long enough text that slides out of the window of 24 and is read in slices"
+        )
+        one, two = ids, [*ids, 65]
+        answer = complete(running.client, [one, two], n=3, temperature=1, seed=5).json
+        assert len(answer["choices"]) == 6
+        assert answer["usage"]["prompt_tokens"] == len(one) + len(two)
+        figures = running.service.figures()
+        assert figures.prompt_tokens <= len(one) + len(two) + 4 * (1 if running.lm.decoder.independent else 16)
+        alone = [complete(running.client, one, temperature=1, seed=seed).json["choices"][0]["text"] for seed in (5, 6)]
+        assert [choice["text"] for choice in answer["choices"][:2]] == alone

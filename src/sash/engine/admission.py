@@ -82,7 +82,7 @@ class Admission:
             others = len(self._lanes) - (None in self._lanes)
             if others >= self._room.max_lanes:
                 return False
-        cost = self.check(lane, request.longest)
+        cost = self.check(lane, request.longest) if sequence.needs is None else sequence.needs
         if self._room.memory is not None and self.reserved + cost > self._room.memory:
             return False
         sequence.row = self._free.popleft() if request.row is None else request.row

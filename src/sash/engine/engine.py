@@ -78,6 +78,10 @@ class Steps:
             self._reuse.keep(event.sequence)
         return self._settled(events)
 
+    def shares(self, request: Request) -> bool:
+        """Whether what is read for a request can serve another."""
+        return self._reuse.serves(request)
+
     def close(self) -> None:
         """End its threads; it can do nothing afterwards."""
         self._runner.close()

@@ -124,6 +124,8 @@ class Sequence:
         n_read: prompt and output tokens that are in the cache, of this request.
         n_reused: those of them that came from a snapshot.
         reuse: what was found: nothing was looked for, nothing was there, a part, or all up to the last turn.
+        leader: one with the same prompt, which this one leaves the reading to: it starts once that has been read.
+        needs: bytes that its keys and values take at the very most; None before they were counted.
         row: its cache row, once it has one.
         finish_reason: why it ended; None while it runs.
         error: what ended it, if that was an error.
@@ -143,6 +145,8 @@ class Sequence:
     n_read: int = 0
     n_reused: int = 0
     reuse: Reuse = "off"
+    leader: Sequence | None = None
+    needs: int | None = None
     row: int | None = None
     finish_reason: FinishReason | None = None
     error: SashError | None = None
@@ -181,6 +185,12 @@ class Sequence:
     def reading(self) -> bool:
         """Whether it is still reading: its prompt, or what it knew before its row was lost."""
         return not self.output_ids or self.n_unread > 1
+
+    @property
+    def following(self) -> bool:
+        """Whether the one that it leaves the reading to has not done it yet."""
+        leader = self.leader
+        return leader is not None and leader.finish_reason is None and leader.reading
 
     @property
     def position(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from sash.engine.lanes import Lanes
-from sash.engine.request import Sequence
+from sash.engine.request import Request, Sequence
 from sash.engine.snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
@@ -24,12 +24,17 @@ class Reuse:
     def __init__(self, lanes: Lanes, snapshots: Snapshots | None, chunk: int) -> None:
         self._lanes, self._snapshots, self._chunk = lanes, snapshots, chunk
 
+    def serves(self, request: Request) -> bool:
+        """Whether a request may go on from what was read before."""
+        off = not request.reuse or request.seers or request.prompt_logprobs is not None
+        return self._snapshots is not None and not off
+
     def find(self, sequence: Sequence) -> int:
         """Restore the row of a sequence as far as its tokens were read before; how many that saves."""
         request, snapshots = sequence.request, self._snapshots
         if snapshots is None or sequence.row is None or request.row is not None:
             return 0
-        if not request.reuse or request.seers or request.prompt_logprobs is not None:
+        if not self.serves(request):
             snapshots.skip()
             return 0
         sequence.reuse = "miss"

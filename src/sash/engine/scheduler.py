@@ -72,7 +72,14 @@ class Pace:
 
 
 class Scheduler:
-    """Sequences that wait, those that run, and what they share."""
+    """Sequences that wait, those that run, and what they share.
+
+    Attributes:
+        pace: how prompts are read.
+        admission: who may start.
+        tempo: how long steps take; None where that is nobody's business.
+        short: whether somebody waits for want of a row or of memory.
+    """
 
     def __init__(
         self,
@@ -95,6 +102,7 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self.tempo = tempo
+        self.short = False
         self._n_steps = 0
         self._measured = False
 
@@ -123,15 +131,26 @@ class Scheduler:
 
     def enqueue(self, sequence: Sequence) -> Sequence:
         """Queue a sequence that was made elsewhere; see `submit`."""
-        self.admission.check(sequence.lane, sequence.request.longest)
+        if sequence.needs is None:
+            sequence.needs = self.admission.check(sequence.lane, sequence.request.longest)
         self._waiting.append(sequence)
         return sequence
 
     def admit(self) -> list[Sequence]:
-        """Give rows to those that wait, in the order they came, as far as there is room; those that got one."""
-        admitted = []
-        while self._waiting and self.admission.admit(self._waiting[0]):
-            admitted.append(self._waiting.popleft())
+        """Give rows to those that wait, in the order they came, as far as there is room; those that got one.
+
+        Whoever leaves the reading to another keeps its place meanwhile, and those behind it need not wait for that.
+        """
+        admitted, following = [], []
+        while self._waiting:
+            if self._waiting[0].following:
+                following.append(self._waiting.popleft())
+            elif self.admission.admit(self._waiting[0]):
+                admitted.append(self._waiting.popleft())
+            else:
+                break
+        self.short = bool(self._waiting)
+        self._waiting.extendleft(reversed(following))
         self._running += admitted
         return admitted
 
@@ -172,7 +191,7 @@ class Scheduler:
     def _read(self, readers: list[Sequence], n_writing: int) -> list[Work]:
         """What is read in a step beside so many that write, by the first of those that read."""
         left, tempo = self.pace.allowance(n_writing), self.tempo if n_writing else None
-        spare = None if tempo is None else tempo.spare(n_writing, hurry=bool(self._waiting))
+        spare = None if tempo is None else tempo.spare(n_writing, hurry=self.short)
         n_rows = n_writing
         reading: list[Work] = []
         for sequence in readers:

@@ -123,7 +123,7 @@ class Service:
             self._state = "ready"
         self._thread.start()
 
-    def submit(self, request: Request, take: Take, lane: Lane | None = None) -> Ticket:
+    def submit(self, request: Request, take: Take, lane: Lane | None = None, *, after: Ticket | None = None) -> Ticket:
         """Queue a request.
 
         Args:
@@ -132,6 +132,7 @@ class Service:
                 the reason "stop"; what it raises ends this request only. The last event of every request, and only
                 that, has a finish reason, whatever ended it; errors are in `Sequence.error`.
             lane: a smaller window than the model's own, and room for pins.
+            after: a request with the same prompt: it is read once, where snapshots are kept, and this one waits for it.
 
         Raises:
             QueueFullError: as many requests wait as may.
@@ -139,14 +140,17 @@ class Service:
             DoesNotFitError: the request takes more memory than there is for all.
             WindowError, PinsError, UsageError: it cannot be.
         """
-        sequence = Sequence(self._guessed(request), self._check(request, lane or Lane()))
+        key, needs = self._check(request, lane or Lane())
+        sequence = Sequence(self._guessed(request), key, needs=needs)
+        if after is not None and self._steps.shares(request):
+            sequence.leader = after.sequence
         sequence.arrived = time.monotonic()
         ticket = Ticket(sequence, take)
         with self._changed:
             if self._state in ("draining", "dead"):
                 raise DrainingError(self._error or "the server is finishing what it has: try again later")
             waiting = self._steps.scheduler.n_waiting + len(self._arrived)
-            free = 0 if self._steps.scheduler.n_waiting else self._steps.scheduler.admission.n_free
+            free = 0 if self._steps.scheduler.short else self._steps.scheduler.admission.n_free
             if waiting >= self._max_waiting + free:
                 raise QueueFullError(f"{waiting} requests wait already: try again later")
             self._arrived.append(ticket)
@@ -193,8 +197,8 @@ class Service:
         """How many sequences fit."""
         return self._gauges.capacity()
 
-    def _check(self, request: Request, lane: Lane) -> Lane | None:
-        """The lane of a request that can be served."""
+    def _check(self, request: Request, lane: Lane) -> tuple[Lane | None, int]:
+        """The lane of a request that can be served, and the bytes that it takes at the very most."""
         if request.row is not None or request.keep_row or request.position:
             raise UsageError("a service gives out its rows itself")
         vocab_size = self._config.vocab_size
@@ -206,8 +210,7 @@ class Service:
         if request.n_pins > lane.pins:
             raise PinsError(f"{request.n_pins} tokens are pinned, and there is room for {lane.pins}: pin fewer")
         key = None if lane.own else lane
-        self._steps.scheduler.admission.check(key, request.longest)
-        return key
+        return key, self._steps.scheduler.admission.check(key, request.longest)
 
     def _guessed(self, request: Request) -> Request:
         """The request with what guesses its tokens, which looks at the prompt here, not on the engine's thread."""

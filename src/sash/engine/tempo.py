@@ -1,4 +1,4 @@
-"""How long steps take, as they were measured, and how much of a prompt fits beside those that write. No torch, no clock.
+"""How long steps take, as measured, and how much of a prompt fits beside those that write. No torch, no clock.
 
 A step reads all weights, however few tokens it has. So a few tokens of a prompt beside those that are written cost
 little, and more of them make everybody's next token late. How many that is depends on the machine and its load, on the
@@ -30,9 +30,12 @@ ENOUGH = 128
 class Tempo:
     """What steps of written tokens take by their number, and what a token of a prompt adds to one."""
 
-    def __init__(self, stretch: float = 2.5, hurry: float = 4.0) -> None:
-        """A step that reads prompts may take `stretch` times as long as one that only writes; `hurry` times if others
-        wait for a row.
+    def __init__(self, stretch: float = 2.5, hurry: float = 6.0) -> None:
+        """Nothing is known yet.
+
+        Args:
+            stretch: how many times as long as one that only writes a step may take that reads prompts beside.
+            hurry: the same while others wait for a row: then all are better served by fewer and longer steps.
 
         Raises:
             UsageError: factors that leave no time for reading.

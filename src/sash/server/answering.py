@@ -112,7 +112,8 @@ class Answering:
                 on_gap=place.metrics.gap,
                 on_end=place.metrics.ended,
             )
-            jobs.append(Job(request=request, writer=writer, lane=plan.frame.lane))
+            leader = index - index % plan.n if index % plan.n else None
+            jobs.append(Job(request=request, writer=writer, lane=plan.frame.lane, leader=leader))
         return jobs
 
     async def _whole(self, call: Call, owner: str) -> str:

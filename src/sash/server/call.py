@@ -27,11 +27,15 @@ class ClientGoneError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One sequence to come: what to ask the engine for, and who takes what it writes."""
+    """One sequence to come: what to ask the engine for, and who takes what it writes.
+
+    `leader` is the place of the job that reads the same prompt, for this one too.
+    """
 
     request: Request
     writer: Writer
     lane: Lane
+    leader: int | None = None
 
 
 class Call:
@@ -58,7 +62,8 @@ class Call:
         """
         try:
             for job in self._jobs:
-                self._tickets.append(self._service.submit(job.request, job.writer, job.lane))
+                after = None if job.leader is None else self._tickets[job.leader]
+                self._tickets.append(self._service.submit(job.request, job.writer, job.lane, after=after))
         except SashError as error:
             self.cancel()
             raise from_sash(error, self._metrics.retry_after()) from error
