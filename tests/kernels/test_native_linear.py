@@ -91,6 +91,22 @@ def test_a_large_product_is_the_same_from_run_to_run(form):
     assert torch.equal(linear(x_TK[250:251].contiguous())[0], first[250])
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("n", "n_rows"), [(40, 300), (1040, 260), (16, 2049)], ids=["panels", "past caches", "lone last row"]
+)
+def test_long_rows_that_are_taken_in_panels_are_as_each_by_itself(form, n, n_rows):
+    k = 2200 if form == "bf16" else 4200  # two panels of 32 blocks, and a narrow one
+    weight, x_TK = weight_of(form, n, k, 5), rows_of(n_rows, k, 6)
+    linear = native.Linear(weight)
+    whole = linear(x_TK)
+    for row in (0, 17, n_rows // 2, n_rows - 1):
+        assert torch.equal(linear(x_TK[row : row + 1].contiguous())[0], whole[row])
+    few = x_TK[-3:].contiguous()
+    wanted = linear_twin(few, weight)
+    torch.testing.assert_close(whole[-3:], wanted, rtol=2e-5, atol=2e-5 * wanted.abs().max().item())
+
+
 def test_a_bias_is_added():
     weight, bias_N, x_TK = weight_of("int8", 40, 64, 0), torch.arange(40.0), rows_of(3, 64, 1)
     assert torch.equal(native.Linear(weight, bias_N)(x_TK), native.Linear(weight)(x_TK) + bias_N)
