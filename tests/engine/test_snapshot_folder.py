@@ -169,3 +169,22 @@ def test_half_written_files_are_removed_unless_somebody_writes_them(make, tmp_pa
     assert not dead.exists()
     assert living.exists()
     assert other.exists()
+
+
+def test_whoever_waits_for_the_disk_is_told_when_it_has_all_and_waits_no_longer_than_told(
+    make, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    go = threading.Event()
+
+    def slow(*args: object) -> None:
+        assert go.wait(20)
+        write(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(snapshot_folder, "write", slow)
+    snapshots = make()
+    assert snapshots.settle(0)
+    snapshots.keep([1, 2, 3], None, state(3, block(64, 1.0)))
+    assert not snapshots.settle(0.01)
+    threading.Timer(0.05, go.set).start()
+    assert snapshots.settle(20)
+    assert snapshots.figures().disk.written == 1

@@ -149,6 +149,7 @@ def test_snapshots_outlive_the_server(begin, tmp_path):
         wait(lambda server=server: server.place.loaded)
         answers.append(client.chat(messages=turn, temperature=0, max_tokens=8, session="s").json)
         assert client.post("/v1/sessions/s/save").json["saved"] is True
+        assert server.place.service.snapshots.figures().disk.files > 0
         server._loop.call_soon_threadsafe(server.end)
         thread.join(10)
         server.place.service.stop()

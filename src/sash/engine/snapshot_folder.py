@@ -168,6 +168,12 @@ class SnapshotFolder:
             while self._queue or self._writing is not None:
                 self._changed.wait()
 
+    def settle(self, seconds: float) -> bool:
+        """Wait until what was asked for before this call is done, or so long; whether it is. Any thread."""
+        with self._changed:
+            asked = {*self._queue, self._writing} - {None}
+            return self._changed.wait_for(lambda: asked.isdisjoint({*self._queue, self._writing}), seconds)
+
     def close(self) -> None:
         """Write what waits, then end."""
         with self._changed:

@@ -280,6 +280,10 @@ class Snapshots:
             self._folder.flush()
             self._listen()
 
+    def settle(self, seconds: float) -> bool:
+        """Wait until what was kept before is on disk, as far as its budget allows, or so long. Any thread."""
+        return self._folder is None or self._folder.settle(seconds)
+
     def close(self) -> None:
         """Write what waits; nothing is written afterwards."""
         if self._folder is not None:

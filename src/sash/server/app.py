@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -186,8 +187,9 @@ def _add_sessions(app: FastAPI, place: Place) -> None:
 
     @app.post("/v1/sessions/{name}/save", response_class=Response)
     async def save_session(request: Request, name: str) -> Response:
-        """Keep a session over a restart."""
-        session = await place.prepare(place.sessions.save, owner_of(request), name)
+        """Keep a session over a restart: wait until what was read is on disk, and note how far it has got."""
+        settle = getattr(place.service, "settle", lambda seconds: True)
+        session = await asyncio.to_thread(place.sessions.save, owner_of(request), name, settle)
         return _json(session.to_json())
 
     @app.delete("/v1/sessions/{name}", response_class=Response)

@@ -253,6 +253,10 @@ class SnapshotService(Service):
         super().__init__(decoder, snapshots=snapshots, **options)
         self.snapshots = snapshots
 
+    def settle(self, seconds: float) -> bool:
+        """Wait until what was read before is on disk, or so long; whether it is."""
+        return self.snapshots is None or self.snapshots.settle(seconds)
+
     def stop(self) -> None:
         """End now; what was kept is on disk afterwards."""
         super().stop()

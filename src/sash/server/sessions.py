@@ -1,7 +1,8 @@
 """Sessions: names for what a conversation's last turn left behind, so that people can list, inspect and drop it.
 
 A session is no state of its own. The engine keeps snapshots of what was read, finds them by their tokens, and writes
-them to its folder; a session says how far a named conversation has got, and what the model could still see of it.
+them to its folder; a session says how far a named conversation has got, and what the model could still see of it. To
+save one is to write that down once all snapshots are on disk. They share the folder's budget with those of others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ FOLDER = "sessions"
 """Where saved sessions are kept, inside the folder of snapshots."""
 
 MAX_FILE = 1 << 16
+
+SETTLE_SECONDS = 5.0
+"""How long to wait for snapshots that are being written."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,15 +119,21 @@ class Sessions:
             self._file(self._folder, owner, name).unlink(missing_ok=True)
         return session
 
-    def save(self, owner: str, name: str) -> NamedPrefix:
+    def save(self, owner: str, name: str, settle: Callable[[float], bool] = lambda seconds: True) -> NamedPrefix:
         """Write one of an owner's sessions down, beside the snapshots, so that it is known after a restart.
 
+        Args:
+            owner, name: which.
+            settle: waits until what was read before is on disk, so long at most; whether it is.
+
         Raises:
-            ApiError: 404; or 400, the server keeps nothing on disk.
+            ApiError: 404; 400, the server keeps nothing on disk; 503, what was read is not on disk yet.
         """
         session = self.find(owner, name)
         if self._folder is None:
             raise ApiError(400, "this server keeps nothing on disk: start it with --snapshot-dir", code="not_kept")
+        if not settle(SETTLE_SECONDS):
+            raise ApiError(503, "what was read is still being written to disk: try again", code="not_written")
         self._folder.mkdir(parents=True, exist_ok=True)
         session.saved = True
         file = self._file(self._folder, owner, name)
