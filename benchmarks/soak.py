@@ -2,9 +2,10 @@
 
     python benchmarks/soak.py                     # an hour, as `make soak`
     python benchmarks/soak.py --minutes 1
+    python benchmarks/soak.py --model smollm2-135m-instruct
 
 Chats of several turns, completions, streams that are left midway, clients that vanish before they read, requests that
-are refused, and windows of their own, eight at a time, on a small random model. Resident memory, file descriptors and
+are refused, and windows of their own, eight at a time, on a small random model unless one is named. Resident memory, file descriptors and
 rows are read every ten seconds. Memory is compared between the end of the first sixth, when every path was walked, and
 the end. Exits 1 if anything leaks. Last line JSON.
 """
@@ -41,6 +42,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", help="what is served: a folder or a name of the catalogue")
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "sash" / "rivals")
     return parser.parse_args()
 
@@ -205,13 +207,13 @@ def leaks(found: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     options = parse()
-    model, port = ascii_model(options.folder, quick=True), free_port()
+    model, port = options.model or ascii_model(options.folder, quick=True), free_port()
     command = [
         sys.executable, "-m", "sash", "serve", str(model), "--port", str(port), "--alias", "served",
         "--max-rows", "6", "--max-waiting", "64", "--kv-memory", "512M", "--snapshot-memory", "16M", "--threads", "1",
     ]  # fmt: skip
     with Running(command, port, options.folder / "logs" / "soak.log", threads=1) as server:
-        found = asyncio.run(soak(server, options.minutes, options.seed))
+        found = {"model": options.model or "random", **asyncio.run(soak(server, options.minutes, options.seed))}
     wrong = leaks(found)
     for name, value in found.items():
         print(f"{name:<20}{value}")

@@ -44,9 +44,15 @@ def row_of(ids: Sequence[int], reach: int | None = None, first: int = 0, pins: S
     return RowState(len(ids), ("kind",), (StoreState(tuple(blocks), starts, 0, reach, None, tuple(runs)),))
 
 
-def tokens_of(found: RowState, length: int) -> list[int]:
-    """The tokens that a row's keys are, of all positions that it holds below `length`, -1 for those before."""
-    (store,) = found.states
+def beside(*rows: RowState) -> RowState:
+    """A row with all the stores of some, of the same tokens."""
+    states = tuple(state for row in rows for state in row.states)
+    return RowState(rows[0].length, ("kind",) * len(states), states)
+
+
+def tokens_of(found: RowState, length: int, index: int = -1) -> list[int]:
+    """The tokens that a store's keys are, of all positions that it holds below `length`, -1 for those before."""
+    store = found.states[index]
     values = [-1] * length
     for start, part in zip(store.starts, store.blocks, strict=True):
         for slot, value in enumerate(part.slots.numbers[0, 0, 0, :, 0].tolist()):
@@ -67,7 +73,7 @@ def label_of(ids: Sequence[int], fingerprint: str = "f") -> Label:
 def held(snapshots: Snapshots) -> int:
     """What is in memory, counted anew."""
     kept = snapshots._held.pieces
-    pieces = {piece: size for one in kept if one.state is not None for piece, size in one.state.storages().items()}
+    pieces = {piece: size for one in kept for part in one.parts.values() for piece, size in part.storages().items()}
     return sum(pieces.values()) + sum(len(one.label.ids) for one in kept)
 
 

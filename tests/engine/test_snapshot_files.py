@@ -23,6 +23,7 @@ from sash.errors import CheckpointError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
 from sash.network.snapshot import RowState
+from sash.network.store_state import StoreState
 from tests.conftest import small_config, small_decoder
 from tests.engine.made_up_rows import files, label_of, make, state
 
@@ -41,19 +42,30 @@ def sample(tmp_path: Path) -> tuple[Path, Label, RowState]:
         small_decoder(config)(Batch.pack([list(range(11))], [0], [row]), cache)
     label = label_of(range(11))
     kept = cache.capture(row)
-    write(tmp_path, label, kept, list(kept.tensors()))
+    write(tmp_path, label, kept, tensors_by_store(kept))
     return tmp_path / (label.name + SUFFIX), label, kept
 
 
-def same(one: RowState, other: RowState) -> bool:
-    pairs = zip(one.tensors(), other.tensors(), strict=True)
-    return one.describe() == other.describe() and all(torch.equal(a, b) for a, b in pairs)
+def tensors_by_store(state: RowState) -> list[list[torch.Tensor]]:
+    return [list(state.tensors_of(store)) for store in range(len(state.states))]
+
+
+def same(parts: dict[int, StoreState], kept: RowState) -> bool:
+    """Whether the parts are those of a state, by all that they say and every number."""
+    state = RowState(kept.length, kept.kinds, tuple(parts.get(i, one) for i, one in enumerate(kept.states)))
+    pairs = zip(state.tensors(), kept.tensors(), strict=True)
+    return state.describe() == kept.describe() and all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
     path, label, kept = sample(tmp_path)
     assert read_label(path).label == label
-    assert same(read(path, label), kept)
+    for stores in (None, [0], [1], [1, 0]):
+        parts = read(path, label, stores)
+        assert sorted(parts) == sorted(stores or [0, 1])
+        assert same(parts, kept)
+    with pytest.raises(CheckpointError, match="has 2 stores, and number 2 is needed"):
+        read(path, label, [2])
     with pytest.raises(CheckpointError, match="something else"):
         read(path, label_of(range(12)))
 
@@ -76,13 +88,52 @@ def test_every_flipped_bit_and_every_cut_is_refused(tmp_path: Path) -> None:
         read_label(renamed)
 
 
+def test_a_damaged_part_is_refused_and_the_other_is_read(tmp_path: Path) -> None:
+    path, label, kept = sample(tmp_path)
+    whole, chance, first = path.read_bytes(), random.Random(1), read_label(path).start
+    # What follows the tensors of a part: its digest, and zeros up to 64 bytes.
+    second = first + 64 + sum(-(-tensor.nbytes // 64) * 64 for tensor in kept.tensors_of(0))
+    places = [(first, second, 0), (second, len(whole), 1)]
+    for start, stop, damaged in places:
+        for bit in (8 * start, 8 * stop - 1, *(chance.randrange(8 * start, 8 * stop) for _ in range(CHANGES // 10))):
+            path.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ (1 << bit % 8)]) + whole[bit // 8 + 1 :])
+            assert same(read(path, label, [1 - damaged]), kept)
+            for stores in (None, [damaged]):
+                with pytest.raises(CheckpointError, match="a checksum does not fit"):
+                    read(path, label, stores)
+
+
+def test_parts_of_two_files_or_of_two_stores_are_no_snapshot(tmp_path: Path) -> None:
+    """Each checksum is of its own front and place: what is whole elsewhere is refused here."""
+    path, label, kept = sample(tmp_path)
+    data = path.read_bytes()
+    other = label_of(range(1, 12))
+    write(tmp_path, other, kept, tensors_by_store(kept))
+    path.write_bytes(
+        data[: read_label(path).start]
+        + (tmp_path / (other.name + SUFFIX)).read_bytes()[-len(data) :][read_label(path).start :]
+    )
+    for store in (0, 1):
+        with pytest.raises(CheckpointError, match="a checksum does not fit"):
+            read(path, label, [store])
+    twin = RowState(4, ("kind", "kind"), 2 * state(4).states)
+    label = label_of(range(4))
+    write(tmp_path, label, twin, tensors_by_store(twin))
+    path = tmp_path / (label.name + SUFFIX)
+    data, first = path.read_bytes(), read_label(path).start
+    half = (len(data) - first) // 2
+    assert data[first : first + 64] == data[first + half : first + half + 64]
+    path.write_bytes(data[:first] + data[first + half :] + data[first : first + half])
+    with pytest.raises(CheckpointError, match="a checksum does not fit"):
+        read(path, label)
+
+
 def forged(header: bytes, n_ids: int, n_data: int, ids: bytes = b"", data: bytes = b"") -> bytes:
     """A file whose checksums are right, whatever it says."""
     front = snapshot_files._PRELUDE.pack(snapshot_files._MAGIC, snapshot_files.VERSION, len(header), n_ids, n_data)
     front += header + ids
     front += sha256(front).digest()
-    front += bytes(-len(front) % 64) + data
-    return front + sha256(front).digest()
+    return front + bytes(-len(front) % 64) + data
 
 
 @pytest.mark.parametrize(
@@ -99,15 +150,15 @@ def forged(header: bytes, n_ids: int, n_data: int, ids: bytes = b"", data: bytes
         ),
         forged(
             b'{"fingerprint": "f", "lane": "", "salt": "", "parent": "", "start": 0, "pins": [], "state": {},'
-            b' "tensors": [["int8", [1099511627776]]]}', 0, 0,
+            b' "tensors": [[["int8", [1099511627776]]]]}', 0, 0,
         ),
         forged(
             b'{"fingerprint": "f", "lane": "", "salt": "", "parent": "", "start": 0, "pins": [], "state": {},'
-            b' "tensors": [["int8", [-64]]]}', 0, 64, data=bytes(64),
+            b' "tensors": [[["int8", [-64]]]]}', 0, 64, data=bytes(64),
         ),
         forged(
             b'{"fingerprint": "f", "lane": "", "salt": "", "parent": "", "start": 0, "pins": [], "state": {},'
-            b' "tensors": [["object", [64]]]}', 0, 64, data=bytes(64),
+            b' "tensors": [[["object", [64]]]]}', 0, 64, data=bytes(64),
         ),
     ],
 )  # fmt: skip
@@ -133,7 +184,7 @@ def test_what_is_no_snapshot_is_told_in_the_log_and_left_alone(make, tmp_path: P
     first, second = files(tmp_path)
     first.write_bytes(b"something else altogether, and long enough for a first look")
     damaged = bytearray(second.read_bytes())
-    damaged[-40] ^= 1  # in the data, which only loading looks at
+    damaged[-80] ^= 1  # in the data, which only loading looks at
     second.write_bytes(damaged)
     with caplog.at_level(logging.WARNING):
         again = make()
@@ -167,7 +218,7 @@ for kill in range(int(sys.argv[2])):
             label = Label(fingerprint="f", lane="", salt="", parent="", start=0, pins=(), ids=ids)
             kept = state(1 << 15, block(1 << 18, float(1000 * kill + count)))
             os.write(begun, b"1")
-            write(folder, label, kept, list(kept.tensors()))
+            write(folder, label, kept, [list(kept.tensors())])
         os._exit(0)
     for _ in range(kill % 3 + 1):  # the first files of most are whole, however slow the machine is
         os.read(ready, 1)
@@ -180,7 +231,7 @@ for kill in range(int(sys.argv[2])):
     assert not list(folder.glob(".*.tmp")), "what was half written was left"
     assert found.figures.refused == 0
     for front in found.found:
-        (values,) = read(folder / (front.label.name + ".sash-snapshot"), front.label).tensors()
+        (values,) = read(folder / (front.label.name + ".sash-snapshot"), front.label)[0].tensors()
         assert bool((values == int.from_bytes(front.label.ids[:4], "little")).all())
         whole += 1
     for path in folder.iterdir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from sash.engine.snapshots import Snapshots
 from sash.errors import UsageError
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
+from sash.network.snapshot import RowState
 from tests.conftest import small_config, small_decoder
-from tests.engine.made_up_rows import held, make, row_of, tokens_of
+from tests.engine.made_up_rows import beside, held, make, row_of, tokens_of
 
 __all__ = ["make"]
 
@@ -55,19 +57,22 @@ def alike(one: Sequence[int], other: Sequence[int], pins: Sequence[range], other
     pinned=pins,
     aligned=st.sampled_from([1, 2, 3]),
     reach=st.sampled_from([None, 0, 3, 6]),
+    full=st.booleans(),
 )
-def test_whatever_shares_most_tokens_is_found_and_no_other(kept, asked, place, pinned, aligned, reach) -> None:  # type: ignore[no-untyped-def]
+def test_whatever_shares_most_tokens_is_found_and_no_other(kept, asked, place, pinned, aligned, reach, full) -> None:  # type: ignore[no-untyped-def]
     snapshots = Snapshots(1 << 20)
     for ids, (lane, salt), ranges in kept:
-        snapshots.keep(ids, lane, row_of(ids, reach, 0, ranges), salt, pins=ranges)
+        row = row_of(ids, reach, 0, ranges)
+        snapshots.keep(ids, lane, beside(row_of(ids), row) if full else row, salt, pins=ranges)
     shared = [alike(ids, asked, ranges, pinned) for ids, where, ranges in kept if where == place]
     expected = min(max(shared, default=0), len(asked) - 1) // aligned * aligned
     found = snapshots.find(asked, *place, pins=pinned, aligned=aligned)
     assert (found.length if found else 0) == expected
     if found:
         assert found.state.length == expected
-        assert tokens_of(found.state, expected) == asked[:expected]
-        (store,) = found.state.states
+        assert len(found.state.states) == 1 + full
+        assert tokens_of(found.state, expected, 0) == tokens_of(found.state, expected) == asked[:expected]
+        store = found.state.states[-1]
         if reach is not None:
             assert [p for run in store.pinned for p in range(run.first_position, run.first_position + run.size)] == (
                 sorted(flagged(pinned, expected))
@@ -136,6 +141,26 @@ def test_only_pieces_that_a_next_token_sees_are_needed(distance: int) -> None:
     assert not (distance == 7 and found.state.covers(21))
 
 
+def test_of_a_long_text_on_disk_only_what_a_next_token_sees_is_read(make) -> None:  # type: ignore[no-untyped-def]
+    """All that layers without a bound hold; of those with a window of 4 the last 3 tokens, and others when needed."""
+    ids = [7 + n % 5 for n in range(38)]
+    first = make()
+    first.keep(ids, None, beside(row_of(ids), row_of(ids, reach=3)))
+    first.flush()
+    again = make()
+    found = again.find([*ids, 1], None)
+    assert found.length == 38
+    assert tokens_of(found.state, 38, 0) == ids
+    assert tokens_of(found.state, 38) == [-1] * 32 + ids[32:]
+    windows = sorted(piece.label.start for piece, store in again._held.parts if store == 1)
+    assert windows == [32, 36]
+    assert again.nbytes == held(again)
+    found = again.find([*ids[:21], 99], None)
+    assert found.length == 21
+    assert tokens_of(found.state, 21) == [-1] * 16 + ids[16:21]
+    assert again.figures().disk.refused == 0
+
+
 # The budget.
 
 
@@ -144,17 +169,20 @@ def test_only_pieces_that_a_next_token_sees_are_needed(distance: int) -> None:
     memory=st.integers(0, 900),
     steps=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 25), st.booleans(), st.integers(0, 20)), max_size=40),
     reach=st.sampled_from([None, 5]),
+    full=st.booleans(),
 )
-def test_the_budget_is_never_exceeded_and_shared_blocks_count_once(memory, steps, reach) -> None:  # type: ignore[no-untyped-def]
+def test_the_budget_is_never_exceeded_and_shared_blocks_count_once(memory, steps, reach, full) -> None:  # type: ignore[no-untyped-def]
     """Chats that grow, branch and are taken back, in any order; what is counted is what a count from scratch finds."""
     snapshots = Snapshots(memory)
     for chat, length, asks, branch in steps:
         ids = [chat] * min(length, branch) + [9] * max(0, length - branch)
         if asks:
             found = snapshots.find([*ids, 7], None)
-            assert found is None or tokens_of(found.state, found.length)[-1:] == [ids[found.length - 1]]
+            for store in range(1 + full if found else 0):
+                assert tokens_of(found.state, found.length, store)[-1:] == [ids[found.length - 1]]
         else:
-            snapshots.keep(ids, None, row_of(ids, reach))
+            row = row_of(ids, reach)
+            snapshots.keep(ids, None, beside(row_of(ids), row) if full else row)
         assert snapshots.nbytes == held(snapshots) <= memory
         assert snapshots.figures().bytes == snapshots.nbytes
     snapshots.drop([piece.name for piece in snapshots._held.pieces])
@@ -185,6 +213,24 @@ def test_what_lies_before_all_windows_goes_before_any_of_them() -> None:
     assert snapshots.find([*long, 1], None).length == 64
     assert snapshots.find([*long[:50], 1], None).length == 50
     assert snapshots.find([*long[:20], 1], None) is None
+
+
+def test_beside_layers_without_a_bound_windows_go_from_the_front_too() -> None:
+    """Room for what all 64 tokens left in the one, and for four pieces of the other: the end can be gone on from."""
+    snapshots, long = Snapshots(64 * (8 + 4) + 4 * 32), [7 + n % 5 for n in range(64)]
+    row = beside(row_of(long), row_of(long, reach=3))
+    snapshots.keep(long, None, row)
+    assert snapshots.figures().evictions == 12
+    assert snapshots.figures().in_memory == 16
+    found = snapshots.find([*long, 1], None)
+    assert found.length == 64
+    assert tokens_of(found.state, 64, 0) == long
+    assert snapshots.find([*long[:50], 1], None) is None
+    full, windows = row.states
+    windows = replace(windows, blocks=windows.blocks[:13], starts=windows.starts[:13])
+    snapshots.keep(long[:50], None, RowState(50, row.kinds, (full, windows)))
+    assert snapshots.find([*long[:50], 1], None).length == 50
+    assert snapshots.nbytes == held(snapshots) <= snapshots.memory
 
 
 def test_a_text_that_goes_on_takes_the_place_of_its_beginning() -> None:

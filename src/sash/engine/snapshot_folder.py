@@ -24,6 +24,7 @@ from sash.engine.snapshot_files import SUFFIX, Front, Label, file_size, read, re
 from sash.engine.whole_file import flush_folder
 from sash.errors import CheckpointError, InputNotFoundError
 from sash.network.snapshot import RowState
+from sash.network.store_state import StoreState
 
 logger = logging.getLogger(__name__)
 
@@ -132,18 +133,18 @@ class SnapshotFolder:
                 self._queue[name] = None
                 self._changed.notify_all()
 
-    def load(self, labels: Sequence[Label]) -> list[RowState | None]:
-        """The pieces of some labels, from their files, several at once; None, with a line in the log, if refused."""
-        if len(labels) < 2:
-            return [self._load(label) for label in labels]
-        with ThreadPoolExecutor(min(LOADERS, len(labels)), "sash-loading") as pool:
-            return list(pool.map(self._load, labels))
+    def load(self, wanted: Sequence[tuple[Label, Sequence[int]]]) -> list[dict[int, StoreState] | None]:
+        """What some stores hold of pieces, from files, several at once; None, with a line in the log, if refused."""
+        if len(wanted) < 2:
+            return [self._load(*one) for one in wanted]
+        with ThreadPoolExecutor(min(LOADERS, len(wanted)), "sash-loading") as pool:
+            return list(pool.map(lambda one: self._load(*one), wanted))
 
-    def _load(self, label: Label) -> RowState | None:
+    def _load(self, label: Label, stores: Sequence[int]) -> dict[int, StoreState] | None:
         name = label.name
         path = self.path / (name + SUFFIX)
         try:
-            state = read(path, label)
+            parts = read(path, label, stores)
             with suppress(OSError):
                 os.utime(path)
         except (CheckpointError, OSError, RuntimeError) as error:  # RuntimeError: no memory for its tensors
@@ -154,7 +155,7 @@ class SnapshotFolder:
             self.figures.loaded += 1
             if name in self._sizes:
                 self._sizes.move_to_end(name)
-        return state
+        return parts
 
     def news(self) -> list[tuple[str, bool]]:
         """(name, whether it is there now) of each file that was written or removed since the last call."""
@@ -211,7 +212,7 @@ class SnapshotFolder:
                     self._changed.notify_all()
 
     def _write(self, label: Label, state: RowState) -> None:
-        tensors = list(state.tensors())
+        tensors = [list(state.tensors_of(store)) for store in range(len(state.states))]
         size = file_size(label, state, tensors)
         if size > self.budget:
             self.figures.skipped += 1

@@ -6,82 +6,113 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sash.engine.snapshot_files import Label, next_name, root_name
 from sash.network import sizing
-from sash.network.pieces import piece_starts
+from sash.network.pieces import piece_starts, pinned_before
 from sash.network.snapshot import RowState
+from sash.network.store_state import StoreState
 
 Pins = tuple[tuple[int, int], ...]
 """[first, end) of each stretch of pinned positions, ascending."""
 
 
+class Sight(NamedTuple):
+    """What is needed of a store to go on.
+
+    Attributes:
+        reach: how many tokens before a next one it sees, pins aside; None for all.
+        pinned: (first, size) of each stretch of positions that it pins.
+    """
+
+    reach: int | None
+    pinned: Pins
+
+    def needs(self, length: int, last: int) -> set[int]:
+        """Where the pieces begin that a row of `length` tokens goes on from, the last of them being at `last`."""
+        size = sizing.LOG_BLOCK
+        if self.reach is None:
+            return set(piece_starts(length))
+        starts = {*range(max(0, length - self.reach) // size * size, length, size), last}
+        for first, count in self.pinned:
+            starts.update(range(first // size * size, min(first + count, length), size))
+        return starts
+
+
 @dataclass(slots=True, eq=False)
 class Piece:
-    """A piece in memory (with a state), on disk, or both.
+    """A piece in memory, on disk, or both; in memory it may be there in parts, of some stores only.
 
     Attributes:
         label, name: what it is of.
-        reach: how many tokens before a next one all layers see together, pins aside; None for all.
-        pinned: (first, size) of each stretch of positions before its end that some layer pins.
-        state, storages: what it holds and in which pieces of memory, while it is in memory.
+        kinds: what slots of each store are made of.
+        sights: of each store, what is needed of it to go on after this piece.
+        parts, storages: of each store, what it holds and in which pieces of memory, as far as it is in memory.
         on_disk: whether there is a file.
     """
 
     label: Label
     name: str
-    reach: int | None
-    pinned: Pins
-    state: RowState | None = None
-    storages: dict[Hashable, int] = field(default_factory=dict)
+    kinds: tuple[str, ...]
+    sights: tuple[Sight, ...]
+    parts: dict[int, StoreState] = field(default_factory=dict)
+    storages: dict[int, dict[Hashable, int]] = field(default_factory=dict)
     on_disk: bool = False
 
     @staticmethod
     def of(label: Label, state: RowState) -> Piece:
-        """The piece of a label, which is not in memory yet."""
-        reaches = [one.reach for one in state.states]
-        pinned = {(run.first_position, run.size) for one in state.states for run in one.pinned}
-        return Piece(label, label.name, _longest(reaches), tuple(sorted(pinned)))
+        """The piece of a row, which is not in memory yet."""
+        sights = []
+        for one in state.states:
+            pinned = {(run.first_position, run.size) for run in pinned_before(one, label.length)}
+            sights.append(Sight(one.reach, tuple(sorted(pinned))))
+        return Piece(label, label.name, state.kinds, tuple(sights))
 
     @staticmethod
-    def on_a_disk(label: Label, described: Mapping[str, object]) -> Piece | None:
+    def on_a_disk(label: Label, described: Mapping[str, Any]) -> Piece | None:
         """The piece that a file says it holds; None if it says nothing that makes sense."""
         try:
-            stores = described["stores"]
-            reaches = [store["reach"] for store in stores]  # type: ignore[attr-defined]
-            pinned = {(first, size) for store in stores for first, size in store["pinned"]}  # type: ignore[attr-defined]
-            numbers = [n for pair in pinned for n in pair] + [reach for reach in reaches if reach is not None]
-            if any(type(number) is not int or number < 0 for number in numbers):
-                return None
-            return Piece(label, label.name, _longest(reaches), tuple(sorted(pinned)), on_disk=True)
+            kinds = tuple(str(kind) for kind in described["kinds"])
+            sights = []
+            for store in described["stores"]:
+                pinned = {(first, size) for first, size in store["pinned"]}
+                numbers = [n for pair in pinned for n in pair] + [0 if store["reach"] is None else store["reach"]]
+                if any(type(number) is not int or number < 0 for number in numbers):
+                    return None
+                sights.append(Sight(store["reach"], tuple(sorted(pinned))))
         except (KeyError, TypeError, ValueError):
             return None
+        return Piece(label, label.name, kinds, tuple(sights), on_disk=True) if len(kinds) == len(sights) else None
 
     @property
     def there(self) -> bool:
-        """Whether it can be had."""
-        return self.state is not None or self.on_disk
+        """Whether any of it can be had."""
+        return self.on_disk or bool(self.parts)
 
-    def needs(self, length: int) -> list[int]:
-        """Where the pieces begin that a row of `length` tokens, which this one holds the last of, goes on from."""
-        size = sizing.LOG_BLOCK
-        if self.reach is None:
-            return list(piece_starts(length))
-        starts = set(range(max(0, length - self.reach) // size * size, length, size)) | {self.label.start}
-        for first, count in self.pinned:
-            starts.update(range(first // size * size, min(first + count, length), size))
-        return sorted(starts)
+    @property
+    def in_memory(self) -> bool:
+        """Whether all of it is in memory."""
+        return len(self.parts) == len(self.sights)
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of it can be had."""
+        return self.on_disk or self.in_memory
 
-def _longest(reaches: Iterable[int | None]) -> int | None:
-    longest = 0
-    for reach in reaches:
-        if reach is None:
-            return None
-        longest = max(longest, reach)
-    return longest
+    def has(self, store: int) -> bool:
+        """Whether what a store holds of it can be had."""
+        return store in self.parts or (self.on_disk and store < len(self.sights))
+
+    def needs(self, length: int) -> list[tuple[int, int]]:
+        """What a row of `length` tokens, which this one holds the last of, goes on from: (start of a piece, store)."""
+        return sorted(
+            (start, store)
+            for store, sight in enumerate(self.sights)
+            for start in sight.needs(length, self.label.start)
+        )  # fmt: skip
 
 
 class Asked:
@@ -166,12 +197,12 @@ class SnapshotIndex:
         return [one for one in self._next.get(label.parent, ()) if one.name != label.name and begins(label, one.label)]
 
     def longer(self, label: Label) -> Piece | None:
-        """A piece that begins with all of another, or is it."""
+        """A piece that begins with all of another and can be had in whole; or that piece itself."""
         exact = self._pieces.get(label.name)
         if exact is not None and exact.there:
             return exact
         following = self._next.get(label.parent, ())
-        return next((piece for piece in following if piece.there and begins(piece.label, label)), None)
+        return next((piece for piece in following if piece.complete and begins(piece.label, label)), None)
 
     def along(self, labels: Sequence[Label]) -> tuple[dict[int, Piece], int]:
         """Pieces along a text, by where they begin, and how many of its tokens the last of them goes with.
@@ -191,14 +222,14 @@ class SnapshotIndex:
         return found, length
 
     def _alike(self, label: Label) -> tuple[Piece | None, int]:
-        """The piece that has most in common with another, and how many tokens."""
+        """The piece that has most in common with another, and how many tokens; of equals one that is there in whole."""
         exact = self._pieces.get(label.name)
         if exact is not None and exact.there and exact.label.ids == label.ids:
             return exact, len(label.ids) // 4
         best, count = None, 0
         for piece in self._next.get(label.parent, ()):
             same = agreeing(piece.label, label) if piece.there else 0
-            if same > count:
+            if same > count or (same and same == count and best is not None and not best.complete):
                 best, count = piece, same
         return best, count
 

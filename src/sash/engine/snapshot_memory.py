@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 
 from sash.engine.snapshot_index import Piece
 from sash.network.log import LogRoom
-from sash.network.snapshot import RowState
+from sash.network.store_state import StoreState
 
 
 class SharedRoom(LogRoom):
@@ -24,12 +24,12 @@ class SharedRoom(LogRoom):
 
 
 class PieceMemory:
-    """Pieces that are in memory."""
+    """Parts of pieces that are in memory: what single stores hold of them."""
 
     def __init__(self) -> None:
         self._bytes = SharedBytes()
-        self._fronts: OrderedDict[str, Piece] = OrderedDict()  # before everybody's windows
-        self._order: OrderedDict[str, Piece] = OrderedDict()  # gone on from at some time
+        self._fronts: OrderedDict[tuple[str, int], Piece] = OrderedDict()  # before everybody's windows
+        self._order: OrderedDict[tuple[str, int], Piece] = OrderedDict()  # gone on from at some time
 
     @property
     def nbytes(self) -> int:
@@ -37,52 +37,56 @@ class PieceMemory:
         return self._bytes.bytes
 
     @property
+    def parts(self) -> list[tuple[Piece, int]]:
+        """(piece, store) of all, in the order in which they go: those before everybody's windows before all others."""
+        return [(piece, store) for (_, store), piece in (*self._fronts.items(), *self._order.items())]
+
+    @property
     def pieces(self) -> list[Piece]:
-        """All of them, in the order in which they go: those that lie before everybody's windows before all others."""
-        return [*self._fronts.values(), *self._order.values()]
+        """Those of which there is any part."""
+        return list({piece.name: piece for piece, _ in self.parts}.values())
 
     def missing(self, storages: Mapping[Hashable, int]) -> int:
         """Bytes of pieces of memory that none of them holds."""
         return self._bytes.missing(storages)
 
-    def idle(self, live: Mapping[Hashable, int]) -> Iterator[Piece]:
+    def idle(self, live: Mapping[Hashable, int]) -> Iterator[tuple[Piece, int]]:
         """Those that hold more than what rows that run hold anyway, in the order in which they go."""
-        for piece in self.pieces:
-            if not all(storage in live or storage == piece.name for storage in piece.storages):
-                yield piece
+        for piece, store in self.parts:
+            if not all(storage in live or storage == piece.name for storage in piece.storages[store]):
+                yield piece, store
 
-    def take_in(self, piece: Piece, state: RowState) -> None:
-        """Hold a piece."""
-        self._hold(piece, state)
-        self._fronts[piece.name] = piece
+    def take_in(self, piece: Piece, parts: Mapping[int, StoreState]) -> None:
+        """Hold parts of a piece.
 
-    def share(self, piece: Piece, state: RowState) -> None:
-        """Have a piece hold what a row holds there: the same numbers, in blocks that others may hold as well."""
-        before = piece.storages
-        self._hold(piece, state)
-        self._bytes.free(before)
+        Of those that are there already it now has what a row holds there: the same numbers, in blocks that others may
+        hold as well.
+        """
+        for store, part in parts.items():
+            before = piece.storages.get(store)
+            piece.parts[store] = part
+            piece.storages[store] = {**part.storages(), piece.name: len(piece.label.ids)}
+            self._bytes.hold(piece.storages[store])
+            if before is None:
+                self._fronts[piece.name, store] = piece
+            else:
+                self._bytes.free(before)
 
-    def _hold(self, piece: Piece, state: RowState) -> None:
-        piece.state = state
-        piece.storages = {**state.storages(), piece.name: len(piece.label.ids)}
-        self._bytes.hold(piece.storages)
-
-    def touch(self, path: Mapping[int, Piece], starts: list[int]) -> None:
-        """Note that a row goes on from these; the first of them stay longest."""
-        for start in reversed(starts):
+    def touch(self, path: Mapping[int, Piece], needed: list[tuple[int, int]]) -> None:
+        """Note that a row goes on from these, (start of a piece, store); the first of them stay longest."""
+        for start, store in reversed(needed):
             piece = path.get(start)
-            if piece is not None and piece.state is not None:
-                self._fronts.pop(piece.name, None)
-                self._order[piece.name] = piece
-                self._order.move_to_end(piece.name)
+            if piece is not None and store in piece.parts:
+                self._fronts.pop((piece.name, store), None)
+                self._order[piece.name, store] = piece
+                self._order.move_to_end((piece.name, store))
 
-    def free(self, piece: Piece) -> None:
-        """Hold it no longer, if it is held."""
-        if piece.state is not None:
-            self._bytes.free(piece.storages)
-            piece.state, piece.storages = None, {}
-            self._fronts.pop(piece.name, None)
-            self._order.pop(piece.name, None)
+    def free(self, piece: Piece, store: int) -> None:
+        """Hold a part no longer."""
+        self._bytes.free(piece.storages.pop(store))
+        del piece.parts[store]
+        self._fronts.pop((piece.name, store), None)
+        self._order.pop((piece.name, store), None)
 
 
 class SharedBytes:

@@ -3,12 +3,14 @@
 A row that was read is kept in pieces (`sash.network.pieces`), as many tokens each as a block of its log has. A request
 goes on from wherever its tokens begin to differ from all that is kept: at the end of the last turn of a chat, within an
 earlier turn that was edited, at the end of a question that is answered anew, where two branches part, within a document
-that several ask about. What it needs there are the pieces that its next token sees, and those of its pins.
+that several ask about. What it needs there is what its next token sees of each store of the cache: of layers without a
+bound all pieces, of windows the last few, and those of pins.
 
 What goes first. Logs of rows that run and pieces in memory share a budget, and what they share counts once. When there
-is more, pieces go that no row has lately gone on from: least recently used first, those that lie before everybody's
-windows before all others; then the oldest blocks of the longest logs. Pieces on disk (`sash.engine.snapshot_folder`)
-have a budget and an order of their own, and come back to memory when they are used.
+is more, parts of pieces go that no row has lately gone on from: least recently used first, those that lie before
+everybody's windows before all others; then the oldest blocks of the longest logs. Pieces on disk
+(`sash.engine.snapshot_folder`) have a budget and an order of their own; of those, parts come back to memory when they
+are used.
 
 A hit is a hit for equal tokens only: pieces are looked up by a digest of all that was read before them, and then
 compared. A digest is salted with whatever separates those who shall not learn from the time of an answer what others
@@ -17,7 +19,7 @@ have asked.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from sash.errors import CheckpointError, UsageError
 from sash.network import sizing
 from sash.network.pieces import alone, cut, join
 from sash.network.snapshot import RowState
+from sash.network.store_state import StoreState
 
 DISK = 8 << 30
 
@@ -119,13 +122,10 @@ class Snapshots:
         last: Piece | None = None
         path: dict[int, Piece] = {}
         for label in Asked(self._fingerprint, ids, lane, salt, pins).labels():
-            known, piece = self._index.longer(label), cut(state, label.start, label.length)
-            if piece is not None and (known is None or known.name == label.name):
-                known = known or Piece.of(label, piece)
-                if known.state is None:
-                    self._take_in(known, piece, write=True)
-                else:
-                    self._held.share(known, piece)
+            known, parts = self._index.longer(label), cut(state, label.start, label.length)
+            if parts and (known is None or known.name == label.name):
+                known = known or Piece.of(label, state)
+                self._take_in(known, parts, write=True)
             if known is not None:
                 path[label.start] = last = known
         if last is not None:
@@ -157,7 +157,7 @@ class Snapshots:
             try:
                 return self._use(path, needed, length)
             except CheckpointError:
-                self.drop([path.pop(start).name for start in needed])
+                self.drop([path.pop(start).name for start in {start for start, _ in needed}])
                 refused = True
         return self._missed("refused" if refused else "differs")
 
@@ -172,43 +172,53 @@ class Snapshots:
             if end < length:  # the piece that follows is missing, or shorter
                 length = end
                 continue
-            missing = [first for first in path[start].needs(length) if first not in path]
-            gaps = [first for first in path[start].needs(length) if first in path and not path[first].there]
-            if not missing and not gaps:
+            gaps = [at for at, store in path[start].needs(length) if at not in path or not path[at].has(store)]
+            if not gaps:
                 return length
-            length = max(missing + gaps)
+            length = max(gaps)
         return 0
 
-    def _load(self, path: dict[int, Piece], needed: list[int]) -> bool:
-        """Have all pieces that are needed in memory; False if one was refused, which is then not in the path."""
-        absent = [path[start] for start in needed if path[start].state is None]
+    def _load(self, path: dict[int, Piece], needed: list[tuple[int, int]]) -> bool:
+        """Have all that is needed in memory; False if a piece was refused, of which then no file is known."""
+        absent: dict[int, list[int]] = {}
+        for start, store in needed:
+            if store not in path[start].parts:
+                absent.setdefault(start, []).append(store)
         if not absent:
             return True
-        labels = [piece.label for piece in absent]
-        states = self._folder.load(labels) if self._folder is not None else [None] * len(labels)
-        for piece, state in zip(absent, states, strict=True):
-            if state is not None:
-                self._take_in(piece, state, write=False)
+        wanted = [(path[start].label, stores) for start, stores in absent.items()]
+        loaded = self._folder.load(wanted) if self._folder is not None else [None] * len(wanted)
+        for start, parts in zip(absent, loaded, strict=True):
+            piece = path[start]
+            if parts is not None:
+                self._take_in(piece, parts, write=False)
                 continue
             piece.on_disk = False
-            self._let_go(piece)
-            del path[piece.label.start]
-        return None not in states
+            if not piece.there:
+                self._index.forget(piece)
+                del path[start]
+        return None not in loaded
 
-    def _use(self, path: dict[int, Piece], needed: list[int], length: int) -> Found:
-        """The row that the pieces make up; whatever lies in memory before them is of use to its log."""
-        first = needed[-1]
-        while (before := path.get(first - sizing.LOG_BLOCK)) is not None and before.state is not None:
-            first = before.label.start
-        used = sorted({*needed, *(start for start in path if first <= start < length)})
-        parts = [(start, state) for start in used if (state := path[start].state) is not None]
-        state = join(parts, length)
+    def _use(self, path: dict[int, Piece], needed: list[tuple[int, int]], length: int) -> Found:
+        """The row that parts of pieces make up; whatever lies in memory before them is of use to its log."""
+        last = path[needed[-1][0]]
+        if any(path[start].kinds != last.kinds for start, _ in needed):
+            raise CheckpointError("pieces of a snapshot do not belong together")
+        stores = []
+        for store in range(len(last.kinds)):
+            own = [start for start, of in needed if of == store]
+            first = own[-1]
+            while (before := path.get(first - sizing.LOG_BLOCK)) is not None and store in before.parts:
+                first = before.label.start
+            used = sorted({*own, *(start for start in path if first <= start < length)})
+            held = ((start, path[start].label.length, path[start].parts.get(store)) for start in used)
+            stores.append([(start, end, part) for start, end, part in held if part is not None])
+        state = join(last.kinds, stores, length)
         self._held.touch(path, needed)
         self._counts.hits += 1
         self._counts.tokens += length
-        last = path[needed[-1]]
         whole = last.label.length <= length + 1 and not self._index.followed(last)
-        found = Found(state, length, whole, tuple(path[start].name for start in needed))
+        found = Found(state, length, whole, tuple(path[start].name for start in sorted({start for start, _ in needed})))
         self.fit()
         return found
 
@@ -224,19 +234,25 @@ class Snapshots:
             piece = self._index.get(name)
             if piece is not None:
                 piece.on_disk = False
-                self._let_go(piece)
+                for store in list(piece.parts):
+                    self._let_go(piece, store)
+                self._index.forget(piece)
 
     def _missed(self, reason: str) -> Found | None:
         self._counts.misses[reason] = self._counts.misses.get(reason, 0) + 1
         return None
 
-    def _take_in(self, piece: Piece, state: RowState, *, write: bool) -> None:
-        """Hold a piece in memory; what it begins with need not be held any longer."""
-        self._held.take_in(piece, state)
-        self.drop([shorter.name for shorter in self._index.shorter(piece.label)])
+    def _take_in(self, piece: Piece, parts: Mapping[int, StoreState], *, write: bool) -> None:
+        """Hold parts of a piece in memory; what it begins with need not be held any longer."""
+        was_in_memory = piece.in_memory
+        self._held.take_in(piece, parts)
         self._index.add(piece)
+        if was_in_memory or not piece.in_memory:
+            return
+        self.drop([shorter.name for shorter in self._index.shorter(piece.label)])
         if write and self._folder is not None and not piece.on_disk:
-            self._folder.keep(piece.label, alone(state, piece.label.start))
+            states = [piece.parts[store] for store in range(len(piece.kinds))]
+            self._folder.keep(piece.label, alone(states, piece.kinds, piece.label.start, piece.label.length))
 
     def fit(self) -> None:
         """Keep to the budget."""
@@ -250,19 +266,24 @@ class Snapshots:
             live = self.room.storages()
 
     def _evict(self, live: dict[Hashable, int]) -> bool:
-        """Let go of one piece that nobody reads just now; one that is being written has to wait."""
-        for piece in self._held.idle(live):
-            if piece.on_disk or self._folder is None or self._folder.take_back(piece.name):
-                self._listen()  # it may have been written a moment ago
-                self._counts.evictions += 1
-                self._let_go(piece)
-                return True
+        """Let go of one part of a piece that nobody reads just now; what is being written has to wait.
+
+        What waits to be written goes after all the others: it would never be written.
+        """
+        self._listen()
+        for last in (False, True):
+            for piece, store in self._held.idle(live):
+                if piece.on_disk or self._folder is None or (last and self._folder.take_back(piece.name)):
+                    self._listen()  # it may have been written a moment ago
+                    self._counts.evictions += 1
+                    self._let_go(piece, store)
+                    return True
         return False
 
-    def _let_go(self, piece: Piece) -> None:
-        """Free a piece's memory; it is forgotten if it is not on disk either."""
-        self._held.free(piece)
-        if not piece.on_disk:
+    def _let_go(self, piece: Piece, store: int) -> None:
+        """Free the memory of a part of a piece; the piece is forgotten if nothing of it is left."""
+        self._held.free(piece, store)
+        if not piece.there:
             self._index.forget(piece)
 
     def _listen(self) -> None:
@@ -271,8 +292,8 @@ class Snapshots:
             piece = self._index.get(name)
             if piece is not None:
                 piece.on_disk = there
-                if piece.state is None:
-                    self._let_go(piece)
+                if not piece.there:
+                    self._index.forget(piece)
 
     def flush(self) -> None:
         """Wait until what was kept is on disk."""

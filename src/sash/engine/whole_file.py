@@ -83,23 +83,26 @@ def bytes_of(tensor: Tensor) -> Any:
 
 def write_summed(file: IO[bytes], front: bytes, tensors: Iterable[Tensor], digest: Digest) -> int:
     """Write a front, tensors with their padding, and the digest of all of it; the bytes of all."""
+    size = put(file, front, digest) + put_tensors(file, tensors, digest)
+    return size + put(file, digest.digest(), digest)
+
+
+def put(file: IO[bytes], data: bytes | memoryview, digest: Digest) -> int:
+    """Write bytes, which the digest takes in; how many."""
+    left = memoryview(data)
+    digest.update(left)
+    while len(left):
+        left = left[file.write(left) :]
+    return len(data)
+
+
+def put_tensors(file: IO[bytes], tensors: Iterable[Tensor], digest: Digest) -> int:
+    """Write tensors, each with its padding; the bytes of all."""
     size = 0
-
-    def put(data: memoryview) -> None:
-        nonlocal size
-        digest.update(data)
-        while len(data):
-            written = file.write(data)
-            size += written
-            data = data[written:]
-
-    put(memoryview(front))
     for tensor in tensors:
         data = memoryview(bytes_of(tensor))
-        for start in range(0, len(data), _PIECE):
-            put(data[start : start + _PIECE])
-        put(memoryview(bytes(padding(len(data)))))
-    put(memoryview(digest.digest()))
+        size += sum(put(file, data[start : start + _PIECE], digest) for start in range(0, len(data), _PIECE))
+        size += put(file, bytes(padding(len(data))), digest)
     return size
 
 

@@ -1,15 +1,14 @@
 """States of rows cut at multiples of a block of the log, and put together again.
 
-A piece is a `RowState` of its own that holds the positions [first, end) of a row in every store, `end` being its
-length, and no pins beside them: those lie at their positions too, maybe in an earlier piece. Pieces share the blocks
-of the state that they were cut from, and a state that is joined shares those of its pieces.
+A piece is what stores hold of the positions [first, end) of a row: one part a store, each in one block. There are no
+pins beside them: those lie at their positions too, maybe in an earlier piece. Parts share the blocks of the state that
+they were cut from, and a state that is joined shares those of its parts.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 
@@ -30,55 +29,52 @@ def piece_starts(length: int) -> range:
     return range(0, length, sizing.LOG_BLOCK)
 
 
-def cut(state: RowState, first: int, end: int) -> RowState | None:
-    """The piece [first, end) of a state, in the state's own blocks; None where it does not hold all of that."""
-    states = []
-    for one in state.states:
+def cut(state: RowState, first: int, end: int) -> dict[int, StoreState]:
+    """The parts of the piece [first, end) of a state, by store, in its own blocks: of those stores that hold it all."""
+    parts = {}
+    for store, one in enumerate(state.states):
         index = bisect_right(one.starts, first) - 1
-        if index < 0 or one.begin:
-            return None
-        stop = (*one.starts[1:], state.length)[index]
-        if stop < end:
-            return None
-        pinned = tuple(run._replace(size=min(run.size, end - run.first_position)) for run in one.pinned)
-        pinned = tuple(run for run in pinned if run.size > 0)
-        states.append(StoreState((one.blocks[index],), (one.starts[index],), 0, one.reach, None, pinned))
-    return RowState(end, state.kinds, tuple(states))
+        if index < 0 or one.begin or (*one.starts[1:], state.length)[index] < end:
+            continue
+        pinned = pinned_before(one, end)
+        parts[store] = StoreState((one.blocks[index],), (one.starts[index],), 0, one.reach, None, pinned)
+    return parts
 
 
-def alone(piece: RowState, first: int) -> RowState:
-    """A piece that begins at `first`, as views of what its blocks hold from there to its end."""
+def pinned_before(state: StoreState, end: int) -> tuple[HeldRun, ...]:
+    """The pins of a store before a position."""
+    pinned = (run._replace(size=min(run.size, end - run.first_position)) for run in state.pinned)
+    return tuple(run for run in pinned if run.size > 0)
+
+
+def alone(parts: Sequence[StoreState], kinds: tuple[str, ...], first: int, end: int) -> RowState:
+    """The piece [first, end) of its parts, one a store, as views of what their blocks hold from there to its end."""
     states = []
-    for one in piece.states:
+    for one in parts:
         (block,), (start,) = one.blocks, one.starts
-        inside = slice(first - start, piece.length - start)
+        inside = slice(first - start, end - start)
         flags = None if block.flags is None else block.flags[inside]
-        view = Block(block.slots[:, :, :, inside], flags, piece.length - first)
+        view = Block(block.slots[:, :, :, inside], flags, end - first)
         states.append(StoreState((view,), (first,), 0, one.reach, None, one.pinned))
-    return RowState(piece.length, piece.kinds, tuple(states))
+    return RowState(end, kinds, tuple(states))
 
 
-def join(pieces: Sequence[tuple[int, RowState]], length: int) -> RowState:
-    """The state of `length` tokens that some pieces make up.
+def join(kinds: tuple[str, ...], stores: Sequence[Sequence[tuple[int, int, StoreState]]], length: int) -> RowState:
+    """The state of `length` tokens that parts of pieces make up.
 
     Args:
-        pieces: (first, piece), ascending. The last holds position `length - 1`; those before it without a gap are
-            what the state covers; others are only looked at for pins.
+        kinds: what slots of each store are made of.
+        stores: of each store (first, end, part) of pieces, ascending. The last holds position `length - 1`; those
+            before it without a gap are what the state covers; others are only looked at for pins.
         length: tokens read.
 
     Raises:
         CheckpointError: they do not belong together, or pins are missing.
     """
-    kinds = pieces[-1][1].kinds
-    if any(piece.kinds != kinds or len(piece.states) != len(kinds) for _, piece in pieces):
-        raise CheckpointError("pieces of a snapshot do not belong together")
-    tail = 0
-    for index, ((_, before), (first, _)) in enumerate(pairwise(pieces), 1):
-        if before.length != first:
-            tail = index
     states = []
-    for store in range(len(kinds)):
-        parts = [_Part(first, min(piece.length, length), piece.states[store]) for first, piece in pieces]
+    for held in stores:
+        parts = [_Part(first, min(end, length), state) for first, end, state in held]
+        tail = max((i for i in range(1, len(parts)) if parts[i - 1].end != parts[i].first), default=0)
         if parts[-1].state.reach is None:
             states.append(_grown(parts[tail:], length))
         else:

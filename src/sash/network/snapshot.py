@@ -18,6 +18,9 @@ from sash.network.blocks import Block
 from sash.network.slots import HeldRun, Vectors
 from sash.network.store_state import StoreState
 
+_WRONG = (KeyError, TypeError, ValueError, IndexError, RuntimeError, StopIteration)
+_APART = "a snapshot's description and its numbers do not belong together"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowState:
@@ -52,8 +55,7 @@ class RowState:
 
     def storages(self) -> dict[Hashable, int]:
         """Address and bytes of each piece of memory that it holds: pieces of two states are the same by address."""
-        tensors = (tensor.untyped_storage() for state in self.states for tensor in state.tensors())
-        return {storage.data_ptr(): storage.nbytes() for storage in tensors if storage.nbytes()}
+        return {at: nbytes for state in self.states for at, nbytes in state.storages().items()}
 
     def describe(self) -> dict[str, Any]:
         """All of it but the tensors, as JSON has it."""
@@ -61,14 +63,19 @@ class RowState:
 
     def tensors(self) -> Iterator[Tensor]:
         """The tensors in the order in which `rebuild` wants them, without idle slots; copies where need be."""
-        for state in self.states:
-            for start, end, block in zip(state.starts, (*state.starts[1:], self.length), state.blocks, strict=True):
-                count = min(end - start, block.size)
-                yield from (tensor.contiguous() for tensor in block.slots[:, :, :, :count].tensors())
-                if block.flags is not None:
-                    yield block.flags[:count].contiguous()
-            if state.pins is not None:
-                yield from (tensor.contiguous() for tensor in state.pins.tensors())
+        for store in range(len(self.states)):
+            yield from self.tensors_of(store)
+
+    def tensors_of(self, store: int) -> Iterator[Tensor]:
+        """Those of one store."""
+        state = self.states[store]
+        for start, end, block in zip(state.starts, (*state.starts[1:], self.length), state.blocks, strict=True):
+            count = min(end - start, block.size)
+            yield from (tensor.contiguous() for tensor in block.slots[:, :, :, :count].tensors())
+            if block.flags is not None:
+                yield block.flags[:count].contiguous()
+        if state.pins is not None:
+            yield from (tensor.contiguous() for tensor in state.pins.tensors())
 
     @staticmethod
     def rebuild(description: Mapping[str, Any], tensors: Sequence[Tensor]) -> RowState:
@@ -84,11 +91,27 @@ class RowState:
             length = _count(description["length"])
             kinds = tuple(str(kind) for kind in description["kinds"])
             states = tuple(_rebuild(store, length, left) for store in description["stores"])
-        except (KeyError, TypeError, ValueError, IndexError, RuntimeError, StopIteration) as error:
-            raise CheckpointError("a snapshot's description and its numbers do not belong together") from error
+        except _WRONG as error:
+            raise CheckpointError(_APART) from error
         if next(left, None) is not None or len(kinds) != len(states):
-            raise CheckpointError("a snapshot's description and its numbers do not belong together")
+            raise CheckpointError(_APART)
         return RowState(length, kinds, states)
+
+    @staticmethod
+    def rebuild_store(description: Mapping[str, Any], store: int, tensors: Sequence[Tensor]) -> StoreState:
+        """One store of the state of a `describe`, of its own tensors.
+
+        Raises:
+            CheckpointError: they do not belong together.
+        """
+        left = iter(tensors)
+        try:
+            state = _rebuild(description["stores"][store], _count(description["length"]), left)
+        except _WRONG as error:
+            raise CheckpointError(_APART) from error
+        if next(left, None) is not None:
+            raise CheckpointError(_APART)
+        return state
 
 
 def _describe(state: StoreState) -> dict[str, Any]:

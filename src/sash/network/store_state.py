@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -63,3 +64,8 @@ class StoreState:
         flags = [block.flags for block in self.blocks if block.flags is not None]
         pins = [] if self.pins is None else self.pins.tensors()
         return [tensor for block in self.blocks for tensor in block.slots.tensors()] + flags + pins
+
+    def storages(self) -> dict[Hashable, int]:
+        """Address and bytes of each piece of memory that it holds: pieces of two states are the same by address."""
+        found = (tensor.untyped_storage() for tensor in self.tensors())
+        return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
