@@ -135,17 +135,19 @@ def _grown(parts: list[_Part], length: int) -> StoreState:
             raise CheckpointError("a piece of a snapshot is missing")
         block = inside[-1].block
         if inside[-1].start != start or block.used < end - start or block.size > size:
-            block = _gathered(inside, start, end)
+            block = _gathered(inside, start, end, size)
         starts.append(start)
         blocks.append(block)
         start += size
     return StoreState(tuple(blocks), tuple(starts))
 
 
-def _gathered(parts: list[_Part], start: int, end: int) -> Block:
-    slots = _empty(parts[0].block, end - start)
+def _gathered(parts: list[_Part], start: int, end: int, size: int) -> Block:
+    """A block of `size` slots that holds the positions [start, end): a row goes on in it, and copies nothing again."""
+    numbers = parts[0].block.slots.numbers
+    slots = Vectors.zeros((*numbers.shape[:-2], size), numbers.shape[-1], numbers.dtype, numbers.device)
     has_flags = parts[0].block.flags is not None
-    flags = torch.zeros(end - start, dtype=torch.bool, device=slots.numbers.device) if has_flags else None
+    flags = torch.zeros(size, dtype=torch.bool, device=numbers.device) if has_flags else None
     for part in parts:
         a, b = max(part.first, start), min(part.end, end)
         inside = slice(a - part.start, b - part.start)
