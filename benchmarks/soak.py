@@ -5,9 +5,9 @@
     python benchmarks/soak.py --model smollm2-135m-instruct
 
 Chats of several turns, completions, streams that are left midway, clients that vanish before they read, requests that
-are refused, and windows of their own, eight at a time, on a small random model unless one is named. Resident memory, file descriptors and
-rows are read every ten seconds. Memory is compared between the end of the first sixth, when every path was walked, and
-the end. Exits 1 if anything leaks. Last line JSON.
+are refused, and windows of their own, eight at a time, on a small random model unless one is named. Resident memory,
+file descriptors and rows are read every ten seconds. Memory is compared between the end of the first sixth, when every
+path was walked, and the end. Exits 1 if anything leaks. Last line JSON.
 """
 
 from __future__ import annotations
