@@ -90,6 +90,9 @@ def test_a_taken_port_is_told_before_anything_is_loaded(sash: Sash, served: list
         (("--api-key-file", "/nowhere/keys"), 6, "/nowhere/keys"),
         (("--api-key", "schl\u00fcssel"), 2, "ASCII"),
         (("--window", "0"), 10, "window of 0"),
+        (("--overlap", "8"), 2, "--overlap reads a window again for every few tokens, which a server does not"),
+        (("--recall", "32", "--speculate", "lookup"), 2, "--recall and --speculate cannot be together"),
+        (("--hierarchy", "4", "--snapshot-dir", "kept"), 2, "leave out --hierarchy or --snapshot-dir"),
     ],
 )
 def test_what_cannot_be_is_one_line(

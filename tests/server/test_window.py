@@ -5,9 +5,12 @@ import pytest
 from sash.attention.pattern import AttentionPattern
 from sash.completion import View
 from sash.engine.lanes import Lane
+from sash.errors import UsageError, WindowError
 from sash.explain.audit import Audit
 from sash.explain.instruction import Leaving
 from sash.explain.reach import cone
+from sash.network.hierarchy import Hierarchy
+from sash.network.recall import RecallSettings, recalling
 from sash.server.fields import Pins, Window
 from sash.server.prompt import Prompt
 from sash.server.window import Frame, Sight, frame
@@ -131,6 +134,18 @@ def test_a_model_with_pins_of_its_own_keeps_them_in_every_window(running):
     assert narrow.account(100, "off", 0)["pinned"] == 3
     more = frame(config, Window(pins=Pins(first=5)), prompt)
     assert (more.pins, more.n_pins(100)) == ((range(5),), 5)
+
+
+def test_a_model_that_remembers_is_not_asked_for_what_cannot_be_beside_it(running):
+    lm = running.lm
+    prompt = Prompt(tokenizer=lm.tokenizer, ids=[1] * 100)
+    summing = lm.config.with_hierarchy(Hierarchy(block=8))
+    for config in (summing, recalling(lm.config, RecallSettings(block=8), 16)):
+        with pytest.raises(UsageError, match=r"leave out window\.global"):
+            frame(config, Window.model_validate({"global": ["0:4"]}), prompt)
+        assert frame(config, Window(size=12), prompt).config.windows[0] == 12
+    with pytest.raises(WindowError, match="summed up in blocks of 8 tokens"):
+        frame(summing, Window(size=6), prompt)
 
 
 def test_a_model_that_sees_everything_has_an_end(serve, small_models, lm):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sash.cli import model_options as options
+from sash.cli.remembering import Remembering
 from sash.cli.sizes import parse_size
 from sash.cli.window_words import ablation_note, windows_by_layer
 from sash.errors import InputNotFoundError, UsageError
@@ -79,6 +80,9 @@ def command(
     max_waiting: MaxWaiting = 128,
     window: options.Window = None,
     pins: options.Pins = "0",
+    overlap: Annotated[str | None, typer.Option("--overlap", hidden=True)] = None,
+    hierarchy: options.Hierarchy = None,
+    recall: options.Recall = None,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     weights: options.Weights = "auto",
@@ -98,8 +102,10 @@ def command(
     """
     from sash.server.settings import Settings
 
-    options.parse_view(window, pins)
+    size, n_pins = options.parse_view(window, pins)
     _check_guesses(speculate)
+    ways = Remembering.of(overlap, hierarchy, recall, window=size, pins=n_pins, speculate=speculate)
+    _check_ways(ways, snapshot_dir)
     if not drain >= 0:
         raise UsageError(f"--drain counts seconds, so it is 0 or more; got {drain:g}")
     settings = Settings(
@@ -123,7 +129,7 @@ def command(
     start_early()
     load = functools.partial(
         options.load_lm, model, window=window, pins=pins, chunk=chunk, dtype=dtype, threads=threads, kv=kv,
-        weights=weights, speculate=speculate,
+        weights=weights, hierarchy=hierarchy, recall=recall, speculate=speculate,
     )  # fmt: skip
     return serve(settings, load)
 
@@ -134,6 +140,14 @@ def _check_guesses(speculate: str | None) -> None:
         raise UsageError(
             f"a server guesses from the text so far: --speculate takes lookup or a number; got {speculate!r}"
         )
+
+
+def _check_ways(ways: Remembering, snapshot_dir: Path | None) -> None:
+    """Refuse ways to remember that no server has, and snapshots beside the others."""
+    if ways.overlap is not None:
+        raise UsageError("--overlap reads a window again for every few tokens, which a server does not: use --recall N")
+    if ways and snapshot_dir is not None:
+        raise UsageError(f"snapshots hold windows and nothing beside them: leave out {ways.option} or --snapshot-dir")
 
 
 def serve(settings: Settings, load: functools.partial[LM]) -> int:

@@ -15,6 +15,7 @@ from sash.errors import DoesNotFitError, UsageError
 from sash.network.cache import KVCache
 from sash.network.drafts import SLOTS
 from sash.network.packed import Network
+from sash.network.recall import RecallSettings
 
 
 def assemble(
@@ -28,10 +29,12 @@ def assemble(
     read_slice: int | None,
     snapshots: Snapshots | None,
     speculates: bool = False,
+    recall: RecallSettings | None = None,
 ) -> tuple[Steps, Gauges]:
     """An engine, and what measures it; see `sash.engine.service.Service` for the arguments.
 
-    `speculates` says that rows hold guesses, too.
+    `speculates` says that rows hold guesses, too. With `recall` numbers depend on where chunks end, so they end at
+    the same places in any company.
 
     Raises:
         UsageError: numbers that cannot be.
@@ -39,7 +42,8 @@ def assemble(
     """
     if max_rows < 1 or token_budget < 1:
         raise UsageError(f"an engine needs 1 row and a budget of 1 token, or more; got {max_rows} and {token_budget}")
-    cost = cost_of(decoder.config, kv, str(decoder.dtype).removeprefix("torch."), n_drafts=SLOTS * speculates)
+    dtype = str(decoder.dtype).removeprefix("torch.")
+    cost = cost_of(decoder.config, kv, dtype, n_drafts=SLOTS * speculates, logs=recall is not None)
     row_bytes = cost(None, 1)
     if row_bytes > kv_memory:
         raise DoesNotFitError(
@@ -49,13 +53,15 @@ def assemble(
 
     def cache(network: Network) -> KVCache:
         room = False if snapshots is None or snapshots.room is None else snapshots.room
-        return KVCache(network.config, n_rows, network.dtype, network.device, kv, on_demand=True, log=room)
+        return KVCache(
+            network.config, n_rows, network.dtype, network.device, kv, on_demand=True, log=room, recall=recall
+        )  # fmt: skip
 
     pace = Pace(
         chunk=chunk,
         budget=token_budget,
         slice=read_slice if decoder.independent else None,
-        anywhere=independent_lanes(decoder),
+        anywhere=independent_lanes(decoder) if recall is None else None,
     )
     room = Room(memory=kv_memory, max_lanes=MAX_LANES)
     tempo = Tempo() if decoder.independent and read_slice is None else None

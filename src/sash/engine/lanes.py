@@ -17,7 +17,7 @@ from sash.network.cache import KVCache
 from sash.network.config import ModelConfig
 from sash.network.fused import FusedDecoder, why_not
 from sash.network.packed import Network, network_of
-from sash.network.sizing import KV_BYTES, kv_bytes, kv_numbers
+from sash.network.sizing import KV_BYTES, LOG_BLOCK, kv_bytes, kv_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -133,10 +133,10 @@ def network_with(network: Network, config: ModelConfig) -> Network:
     return network.with_config(config)
 
 
-def cost_of(config: ModelConfig, kv: str, dtype: str, *, n_drafts: int = 0) -> Cost:
+def cost_of(config: ModelConfig, kv: str, dtype: str, *, n_drafts: int = 0, logs: bool = False) -> Cost:
     """What sequences of a model take in each lane, in bytes, by the longest they can become.
 
-    `n_drafts` slots of every layer hold tokens that are guessed.
+    `n_drafts` slots of every layer hold tokens that are guessed; with `logs` every token is kept on the host, too.
     """
     sizes = KV_BYTES[kv_numbers(kv, dtype)]
 
@@ -149,8 +149,18 @@ def cost_of(config: ModelConfig, kv: str, dtype: str, *, n_drafts: int = 0) -> C
         return lane_config(config, lane)
 
     number_bytes, scale_bytes = sizes
-    drafts = 2 * config.n_layers * n_drafts * config.n_kv_heads * (config.head_dim * number_bytes + scale_bytes)
-    return lambda lane, length: kv_bytes(config_of(lane), length, *sizes) + drafts
+    slot_bytes = 2 * config.n_kv_heads * (config.head_dim * number_bytes + scale_bytes)
+    beside = config.n_layers * n_drafts * slot_bytes
+    if config.hierarchy is not None:  # means, in float32, that summaries are made of
+        n_means = config.hierarchy.n_slots * sum(pattern.annex > 0 for pattern in config.patterns)
+        beside += 2 * n_means * config.n_kv_heads * config.head_dim * 4
+    logged = slot_bytes * sum(window is not None for window in config.windows) if logs else 0
+
+    def cost(lane: Hashable, length: int) -> int:
+        kept = -(-length // LOG_BLOCK) * LOG_BLOCK
+        return kv_bytes(config_of(lane), length, *sizes) + beside + logged * kept
+
+    return cost
 
 
 def independent_lanes(network: Network) -> Callable[[Hashable], bool]:

@@ -22,6 +22,7 @@ from sash.engine.request import Event, Request, Sequence
 from sash.engine.snapshots import Snapshots
 from sash.errors import DrainingError, PinsError, QueueFullError, SashError, UsageError
 from sash.network.packed import Network
+from sash.network.recall import RecallSettings
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Service:
         snapshots: Snapshots | None = None,
         read_slice: int | None = None,
         speculation: Speculation | None = None,
+        recall: RecallSettings | None = None,
     ) -> None:
         """Make room for the sequences; nothing runs before `start`.
 
@@ -76,6 +78,7 @@ class Service:
             read_slice: prompt tokens of a step while somebody writes, where chunks change no numbers; None for as many
                 as keep it within a few times what it takes without; see `sash.engine.tempo`.
             speculation: what guesses tokens to come, where little else is to be computed; answers stay as they are.
+            recall: how what left the windows is brought back, where the model has room for it.
 
         Raises:
             UsageError: numbers that cannot be.
@@ -94,6 +97,7 @@ class Service:
             read_slice=read_slice,
             snapshots=snapshots,
             speculates=speculation is not None,
+            recall=recall,
         )
         self._speculation = speculation
         self._state: State = "loading"

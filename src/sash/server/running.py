@@ -233,9 +233,15 @@ def make_service(lm: LM, settings: Settings) -> SnapshotService:
         max_rows=settings.max_rows,
         chunk=lm.chunk,
         max_waiting=settings.max_waiting,
-        snapshots=_snapshots(lm, settings) if settings.snapshot_memory else None,
+        snapshots=_snapshots(lm, settings) if settings.snapshot_memory and not _fills_annexes(lm) else None,
         speculation=lm.speculation,
+        recall=lm.recall,
     )
+
+
+def _fills_annexes(lm: LM) -> bool:
+    """Whether rows hold what no snapshot has: what was brought back, or summed up."""
+    return lm.recall is not None or lm.config.hierarchy is not None
 
 
 def _snapshots(lm: LM, settings: Settings) -> Snapshots:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sash.attention.pattern import AttentionPattern
 from sash.engine.lanes import Lane, lane_config
-from sash.errors import PinsError, WindowError
+from sash.errors import PinsError, UsageError, WindowError
 from sash.explain.spans import Spans
 from sash.explain.visible_keys import Flagged
 from sash.network.config import ModelConfig
@@ -149,6 +149,7 @@ def frame(config: ModelConfig, asked: Window | None, prompt: Prompt, n_written: 
     asked = asked or Window()
     size, n_prompt = _smaller(config, asked.size), len(prompt.ids)
     narrowed = config.with_window(size) if size is not None else config
+    _check_annexes(narrowed, asked)
     # Another lane has no pins of its own: those of the model are told to it.
     own = _own_pins(config)
     pins = _pins(asked.pins, narrowed, own, prompt) if asked.pins else ()
@@ -166,6 +167,15 @@ def frame(config: ModelConfig, asked: Window | None, prompt: Prompt, n_written: 
     if lane.own:
         return own_frame(config)
     return Frame(config=lane_config(config, lane), lane=lane, pins=pins, seers=seers)
+
+
+def _check_annexes(config: ModelConfig, asked: Window) -> None:
+    """Refuse what cannot be beside summaries and what is brought back."""
+    if asked.global_ and any(pattern.annex for pattern in config.patterns):
+        raise UsageError("this server remembers what left the window in its own way: leave out window.global")
+    block = 0 if config.hierarchy is None else config.hierarchy.block
+    if any(pattern.window < block for pattern in config.patterns if pattern.window is not None and pattern.annex):
+        raise WindowError(f"what leaves the window is summed up in blocks of {block} tokens: window.size is no smaller")
 
 
 def _own_pins(config: ModelConfig) -> int:
