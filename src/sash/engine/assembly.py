@@ -15,7 +15,7 @@ from sash.errors import DoesNotFitError, UsageError
 from sash.network.cache import KVCache
 from sash.network.drafts import SLOTS
 from sash.network.packed import Network
-from sash.network.recall import RecallSettings
+from sash.network.recall_points import RecallSettings
 
 
 def assemble(

@@ -22,7 +22,7 @@ from sash.engine.request import Event, Request, Sequence
 from sash.engine.snapshots import Snapshots
 from sash.errors import DrainingError, PinsError, QueueFullError, SashError, UsageError
 from sash.network.packed import Network
-from sash.network.recall import RecallSettings
+from sash.network.recall_points import RecallSettings
 
 logger = logging.getLogger(__name__)
 
