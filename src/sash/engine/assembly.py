@@ -33,8 +33,7 @@ def assemble(
 ) -> tuple[Steps, Gauges]:
     """An engine, and what measures it; see `sash.engine.service.Service` for the arguments.
 
-    `speculates` says that rows hold guesses, too. With `recall` numbers depend on where chunks end, so they end at
-    the same places in any company.
+    `speculates` says that rows hold guesses, too, and `recall` how their annexes are filled.
 
     Raises:
         UsageError: numbers that cannot be.
@@ -61,7 +60,7 @@ def assemble(
         chunk=chunk,
         budget=token_budget,
         slice=read_slice if decoder.independent else None,
-        anywhere=independent_lanes(decoder) if recall is None else None,
+        anywhere=independent_lanes(decoder),
     )
     room = Room(memory=kv_memory, max_lanes=MAX_LANES)
     tempo = Tempo() if decoder.independent and read_slice is None else None
