@@ -151,7 +151,7 @@ class Terminal:
                 break
         return self.shown[start:]
 
-    def wait(self, seconds: float = 30) -> int:
+    def wait(self, seconds: float = 60) -> int:
         """The exit code; what is still shown is read, so that nothing blocks."""
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:

@@ -107,7 +107,7 @@ class Running:
         self.lm, self.service, self.server = lm, service, server
         self.client = Client(server.port)
 
-    def wait_idle(self, seconds: float = 10.0) -> None:
+    def wait_idle(self, seconds: float = 60.0) -> None:
         """Until no row is taken."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -135,9 +135,10 @@ def serving(lm: LM | None = None, *, snapshots: bool = False, **settings: Any) -
     server = Server(app, chosen)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not server.started and time.monotonic() < until:
         time.sleep(0.005)
+    assert server.started
     try:
         yield Running(lm, service, server)
     finally:

@@ -13,7 +13,7 @@ from sash.server.settings import Settings
 BODY = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 200, "ignore_eos": True}
 
 
-def wait(condition, seconds=20):
+def wait(condition, seconds=60):
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:
         time.sleep(0.005)
@@ -30,7 +30,7 @@ def begin(lm, client_of):
         loads = threading.Event()
 
         def loading():
-            loads.wait(20)
+            loads.wait(60)
             service = make_service(lm, given)
             service.start()
             return lm, service
@@ -46,7 +46,7 @@ def begin(lm, client_of):
     for server, thread, loads in ends:
         loads.set()
         server.should_exit = server.force_exit = True
-        thread.join(10)
+        thread.join(60)
         if server.place.loaded:
             server.place.service.stop()
 
@@ -86,8 +86,8 @@ def test_what_was_accepted_is_finished_and_the_rest_refused(begin):
     assert int(refused.headers["retry-after"]) > 0
     assert (health.status, health.json["status"]) == (503, "draining")
     for one in asking:
-        one.join(30)
-    thread.join(10)
+        one.join(60)
+    thread.join(60)
     assert not thread.is_alive()
     assert [reply.status for reply in replies] == [200] * 4
     for reply in replies:
@@ -111,10 +111,10 @@ def test_what_cannot_be_finished_in_time_ends_with_an_error(begin):
         one.start()
     wait(lambda: server.place.service.figures().running == 2)
     server._loop.call_soon_threadsafe(server.end)
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
     for one in asking:
-        one.join(10)
+        one.join(60)
     whole, streamed = sorted(replies, key=lambda reply: "event-stream" in reply.headers["content-type"])
     assert (whole.status, whole.error["code"]) == (503, "draining")
     assert streamed.status == 200
@@ -151,7 +151,7 @@ def test_snapshots_outlive_the_server(begin, tmp_path):
         assert client.post("/v1/sessions/s/save").json["saved"] is True
         assert server.place.service.snapshots.figures().disk.files > 0
         server._loop.call_soon_threadsafe(server.end)
-        thread.join(10)
+        thread.join(60)
         server.place.service.stop()
     first, second = answers
     assert first["choices"] == second["choices"]

@@ -107,7 +107,7 @@ def test_a_box_keeps_what_was_put_in_order_and_has_a_bound():
         filler.start()
         got = []
         while len(got) < 100:
-            got += await asyncio.wait_for(box.take(), 5)
+            got += await asyncio.wait_for(box.take(), 60)
         filler.join()
         assert got == list(range(100))
         assert box.put("x", 1000)
