@@ -22,7 +22,7 @@ CONFIGURE = $(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspat
   -DPython_EXECUTABLE=$(abspath $(BIN))/python -DSASH_OUTPUT_DIR=$(SITE) -DSASH_WERROR=$(WERROR) -DSASH_SYMBOLS=$(SYMBOLS)
 
 # Benchmarks that take hours, or arguments.
-LONG    := benchmarks/rivals.py benchmarks/serving.py benchmarks/soak.py benchmarks/instructions.py benchmarks/machine.py
+LONG    := benchmarks/rivals.py benchmarks/serving.py benchmarks/soak.py benchmarks/instructions.py benchmarks/large.py benchmarks/machine.py
 MODELS  := gemma-3-270m smollm2-135m-instruct
 CHAPTERS := examples/emma_chapters_1_to_5.txt
 

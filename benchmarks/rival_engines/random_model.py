@@ -42,7 +42,7 @@ def make(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _write_weights(folder / "model.safetensors")
-    _write_tokenizer(folder)
+    write_tokenizer(folder)
     (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
     # Last: it tells that all the rest is there.
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=1))
@@ -82,7 +82,7 @@ def _write_weights(path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     """A byte-level BPE of as many tokens as the model has: bytes, and pairs of bytes.
 
     Prompts are ids, so nobody needs it; but engines look for one.

@@ -74,7 +74,7 @@ def save_quantized(
     if checkpoint.kind == "sash":
         raise UnsupportedError(f"{checkpoint.path} is quantised already: give the model that it was made from")
     plans = plan_parts(checkpoint, description, weights, group)
-    with _whole_folder(target, sum(plan.nbytes for plan in plans)) as work:
+    with whole_folder(target, sum(plan.nbytes for plan in plans)) as work:
         origin = Origin(
             name=name or checkpoint.path.name,
             tensors_sha256=source_digest(checkpoint),
@@ -84,12 +84,29 @@ def save_quantized(
         copy_licence(checkpoint, work)
         parts = {plan.name: asdict(plan.form) for plan in plans if plan.form is not None}
         header = Header(weights=weights, origin=origin, config=description.decoder, parts=parts)
-        (work / FILE).write_text(json.dumps(header.to_json(), indent=1), encoding="utf-8")
-        with (work / WEIGHTS_FILE).open("wb") as file:
-            _write_weights(file, plans, progress)
-            file.flush()
-            os.fsync(file.fileno())
+        write_packed(work, header, plans, progress)
     return header
+
+
+def write_packed(
+    work: Path,
+    header: Header,
+    plans: list[PartPlan],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write what a folder says of itself, and its weights, each part as its plan makes it.
+
+    Args:
+        work: the folder, which is there; see `whole_folder`.
+        header: of the same parts.
+        plans: all parts.
+        progress: as in `save_quantized`.
+    """
+    (work / FILE).write_text(json.dumps(header.to_json(), indent=1), encoding="utf-8")
+    with (work / WEIGHTS_FILE).open("wb") as file:
+        _write_weights(file, plans, progress)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_parts(checkpoint: Checkpoint) -> Parts:
@@ -206,7 +223,7 @@ def _in_order(plans: list[PartPlan]) -> list[tuple[str, tuple[torch.dtype, tuple
 
 
 @contextmanager
-def _whole_folder(target: Path, nbytes: int) -> Iterator[Path]:
+def whole_folder(target: Path, nbytes: int) -> Iterator[Path]:
     """A folder to write into, which becomes `target` once all is written, and vanishes if anything fails."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is there already: name a folder that does not exist yet, or remove it")
