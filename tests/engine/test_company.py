@@ -30,7 +30,10 @@ def assert_same(network, got: Taken, wanted: Taken) -> None:  # type: ignore[no-
     assert heard(network, got) == heard(network, wanted)
 
 
-@pytest.mark.parametrize("options", [{}, {"token_budget": 64, "chunk": 8, "read_slice": 1}, {"max_rows": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"token_budget": 64, "chunk": 8, "read_slice": 1}, {"max_rows": 3}, {"read_slice": None, "max_rows": 4}],
+)
 def test_company_changes_nothing(network, lonely, options) -> None:  # type: ignore[no-untyped-def]
     service = service_over(network, **options)
     together = [submit(service, request_of(index))[1] for index in range(N)]
