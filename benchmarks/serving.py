@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py             # both; vLLM's environment is that of benchmarks/rivals.py --install
     python benchmarks/serving.py --only sash --streams 8 --rounds 1
-    python benchmarks/serving.py --only sash --works stall --rounds 1    # a stream beside a long prompt; two minutes
+    python benchmarks/serving.py --only sash --works stall --rounds 1    # a stream beside a long prompt: two minutes
     python benchmarks/serving.py --quick     # a model of 4M parameters and few requests, to see that all of it works
 
 The model has 1.0B random parameters (window 4,096) and computes in bfloat16. Requests arrive by a Poisson process,

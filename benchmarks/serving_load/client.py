@@ -106,14 +106,18 @@ async def play(url: str, model: str, trace: list[Asked]) -> list[Heard]:
 
 
 async def play_beside(url: str, model: str, stream: Asked, long: Asked, after: int) -> tuple[Heard, Heard]:
-    """A running stream, and once it has written `after` pieces a long prompt beside it."""
+    """A running stream, and once it has written `after` pieces a long prompt beside it; then the stream is left."""
     running, reading = Heard(), Heard()
     async with open_client(url) as client:
         task = asyncio.create_task(ask(client, stream, model, running))
         while len(running.pieces) < after and not task.done():
             await asyncio.sleep(0.01)
         await ask(client, long, model, reading)
-        await task
+        until = len(running.pieces) + 2
+        while len(running.pieces) < until and not task.done():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
     return running, reading
 
 
