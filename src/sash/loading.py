@@ -120,6 +120,8 @@ def _load(
         logger.warning(
             "window %s is forced on this model: an ablation, not the model as it was trained", options.window
         )
+    elif isinstance(options.window, int) and options.window not in network.config.windows:
+        logger.warning("window %s changes nothing: every layer's own is smaller, and 'full' lifts all", options.window)
     return LM(network, tokenizer.result(), name=name, chunk=chunk, kv=options.kv)
 
 
@@ -151,5 +153,7 @@ def _device(device: str | torch.device) -> torch.device:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {str(device)!r} is not available here: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        reason = "torch knows no such device" if reason.startswith("Expected one of") else reason
+        raise UsageError(f"device {str(device)!r} is not available here ({reason}): use cpu, cuda or mps") from error
     return place

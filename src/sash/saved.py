@@ -171,7 +171,7 @@ def _told(path: Path, doing: str) -> Iterator[None]:
             ) from error
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            what = f"no folder {path.parent}" if doing == "write" else f"no file {path}"
+            what = f"no folder {path.parent}: make it first" if doing == "write" else f"no file {path}"
             raise InputNotFoundError(f"there is {what}") from error
         if doing == "read":
             raise InputNotFoundError(f"cannot read {path}: {reason}") from error

@@ -131,6 +131,8 @@ def test_parity_sees_a_wrong_window(sash: Sash, windowed_model: Path, text: Path
         (["perplexity", "MODEL", "--text", "TEXT", "--window", "8", "--overlap", "9"], 2),
         (["perplexity", "MODEL", "--text", "TEXT", "--hierarchy", "0"], 2),
         (["perplexity", "MODEL", "--text", "TEXT", "--window", "8", "--pins", "8", "--overlap", "2"], 12),
+        (["positions", "MODEL", "--text", "TEXT", "--max-tokens", "-5"], 2),
+        (["parity", "MODEL", "-n", "0"], 2),
         (["parity", "no-such-model"], 4),
         (["parity", "MODEL", "--text", "nothing.txt"], 6),
         (["guess", "MODEL"], 2),

@@ -71,6 +71,7 @@ def test_distances_in_windows_and_tokens(sash: Sash, full_model: Path, text: Pat
         (["-m", "window,hope"], "'hope' is no method"),
         (["--trials", "0"], "1 or more"),
         (["--csv", "none/cells.csv"], "no folder none"),
+        (["--csv", "."], "is a folder"),
         (["--figure", "map.gif"], ".svg or .png"),
         (["-l", "2w", "-m", "pins", "--window", "100"], "the budget is 50"),
     ],

@@ -84,6 +84,9 @@ def test_the_version_is_a_bare_result(capsys):
         (["ls", "--frobnicate"], "see `sash ls --help`"),
         (["--frobnicate"], "see `sash --help`"),
         (["pull"], "see `sash pull --help`"),
+        (["eval", "perplexity", "x"], "see `sash eval perplexity --help`"),
+        (["explain", "mask", "--frobnicate"], "see `sash explain mask --help`"),
+        (["explain", "maks"], "Did you mean 'mask'? see `sash explain --help`"),
     ],
 )
 def test_arguments_that_do_not_parse_are_one_line_and_exit_2(arguments, words, capsys):

@@ -61,6 +61,7 @@ def test_chat_takes_weights(sash: Sash, model: Path) -> None:
         (["--bits", "4", "--out", "q", "--group", "48"], 2, "32 or 64"),
         (["--bits", "4", "--out", "q", "--threads", "0"], 2, "--threads"),
         (["--bits", "4", "--out", "there"], 2, "is there already"),
+        (["--bits", "4", "--out", "there/file/q"], 6, "there/file/q cannot be written (File exists)"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(

@@ -48,7 +48,8 @@ def test_on_a_terminal_the_answer_counts(partial, capsys, monkeypatch, answer, c
     assert "Remove tiny?" in err
 
 
-def test_an_unknown_model_exits_4(partial, capsys):
-    assert cli.execute(["rm", "-y", "other"]) == 4
+@pytest.mark.parametrize("flags", [["-y"], []])
+def test_an_unknown_model_exits_4(partial, capsys, flags):
+    assert cli.execute(["rm", *flags, "tiny", "other"]) == 4
     assert capsys.readouterr().err == "error: other is not in the store\n"
     assert partial.exists()

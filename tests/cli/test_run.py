@@ -253,7 +253,9 @@ def broken(tmp_path: Path) -> Path:
         (["MODEL", "hi", "--chunk", "0"], 2, "--chunk"),
         (["MODEL", "hi", "--dtype", "int3"], 2, "int3"),
         (["MODEL", "hi", "--kv", "int4"], 2, "--kv 'int4' is not known: use auto, bf16 or int8"),
-        (["MODEL", "hi", "--device", "abacus"], 2, "abacus"),
+        (["MODEL", "hi", "--device", "abacus"], 2, "torch knows no such device): use cpu, cuda or mps"),
+        (["mistral-7b", "hi"], 4, "of mistral-7b only the figures are here"),
+        (["MODEL", "hi", "--save", "DIR/none/x.session"], 6, "make it first"),
         (["MODEL", "-f", "-", "-f", "-"], 2, "once"),
     ],
 )
@@ -268,6 +270,15 @@ def test_what_cannot_be_is_one_line_with_an_exit_code(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert words in err
+
+
+@pytest.mark.parametrize(("window", "told"), [("8", False), ("16", False), ("17", True), ("full", False)])
+def test_a_window_larger_than_all_of_the_models_own_is_told_to_change_nothing(
+    sash: Sash, windowed_model: Path, window: str, told: bool
+):
+    code, _, err = sash("run", windowed_model, "hi", "--window", window, "-n", "1", "-t", "0")
+    assert code == 0
+    assert (f"window {window} changes nothing" in err) is told
 
 
 def test_text_that_is_not_utf8_in_the_middle_of_a_pipe(sash: Sash, base_model: Path):

@@ -54,7 +54,7 @@ def parse_object(data: bytes, *, what: str, max_values: int) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{what} is not valid JSON ({error}): download it again") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{what} is not a JSON object")
+        raise CheckpointError(f"{what} is not a JSON object: download it again")
     return value
 
 

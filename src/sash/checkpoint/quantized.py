@@ -27,7 +27,7 @@ from sash.checkpoint.header import FILE, WEIGHTS_FILE, Header, Origin
 from sash.checkpoint.packed_parts import PartPlan, plan_parts, source_digest
 from sash.checkpoint.reading import PLAIN
 from sash.checkpoint.source import Checkpoint
-from sash.errors import CheckpointError, ConfigError, DiskFullError, UnsupportedError, UsageError
+from sash.errors import CheckpointError, ConfigError, DiskFullError, InputNotFoundError, UnsupportedError, UsageError
 from sash.families import Description
 from sash.hub import size_text
 from sash.hub.store import SPARE_BYTES
@@ -227,7 +227,7 @@ def whole_folder(target: Path, nbytes: int) -> Iterator[Path]:
     """A folder to write into, which becomes `target` once all is written, and vanishes if anything fails."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} is there already: name a folder that does not exist yet, or remove it")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _check_writable(target)
     free = shutil.disk_usage(target.parent).free
     if free < nbytes + SPARE_BYTES:
         raise DiskFullError(
@@ -247,6 +247,19 @@ def whole_folder(target: Path, nbytes: int) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_writable(target: Path) -> None:
+    """Make the folder that `target` goes to, and refuse one that takes none."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent).cleanup()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputNotFoundError(
+            f"{target} cannot be written ({error.strerror}): name a folder where you may write"
+        ) from error
 
 
 def _umask() -> int:

@@ -78,7 +78,8 @@ def _read_header(file: BinaryFile) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(file.read(0, 8), "little")
     if length > file.size - 8:
         raise CheckpointError(
-            f"{path} claims a header of {length} bytes and has {file.size}: it is truncated or no safetensors file"
+            f"{path} claims a header of {length} bytes and has {file.size}: it is truncated or no safetensors file;"
+            " download it again"
         )
     if length > MAX_HEADER_BYTES:
         raise CheckpointError(f"{path} has a header of {length} bytes; at most {MAX_HEADER_BYTES} are read")

@@ -19,9 +19,9 @@ from sash.cli.live_text import check_file, read_pieces
 from sash.cli.live_tokens import encode_live
 from sash.cli.reading_bar import ReadingBar
 from sash.cli.remembering import Remembering
-from sash.cli.sizes import parse_size
+from sash.cli.sizes import parse_tokens
 from sash.cli.window_words import ablation_note, window_json, windows_by_layer
-from sash.errors import EmptyPromptError, UsageError
+from sash.errors import EmptyPromptError
 from sash.explain.labels import table
 
 if TYPE_CHECKING:
@@ -57,13 +57,6 @@ def read_ids(lm: LM, text: str, most: int | None) -> list[int]:
     return ids
 
 
-def _most(max_tokens: str | None) -> int | None:
-    most = None if max_tokens is None else parse_size(max_tokens, "--max-tokens")
-    if most is not None and most < 2:
-        raise UsageError(f"--max-tokens counts tokens to read, 2 or more; got {most}")
-    return most
-
-
 @app.command(name="perplexity")
 def perplexity_command(
     model: options.Model,
@@ -85,7 +78,7 @@ def perplexity_command(
     as_json: Json = False,
 ) -> None:
     """Measure how well a model predicts a text, read once through its rolling buffer."""
-    most = _most(max_tokens)
+    most = None if max_tokens is None else parse_tokens(max_tokens)
     size, n_pins = options.parse_view(window, pins)
     Remembering.of(overlap, hierarchy, recall, window=size, pins=n_pins)
     check_file(text)
@@ -155,7 +148,7 @@ def parity_command(
     as_json: Json = False,
 ) -> None:
     """Compare with transformers, where it is installed, on the same files: every logit, in float32."""
-    most = _most(max_tokens)
+    most = parse_tokens(max_tokens)
     if text is not None:
         check_file(text)
     options.obtain(model)
@@ -164,7 +157,7 @@ def parity_command(
 
     check_comparable(path)
     lm = options.load_lm(model, chunk=chunk, dtype="float32", threads=threads)
-    ids = _random_ids(lm, most or 2) if text is None else read_ids(lm, text, most)
+    ids = _random_ids(lm, most) if text is None else read_ids(lm, text, most)
     with ReadingBar(len(ids), None) as bar:
         found = parity(lm, path, ids, progress=bar.advance)
     if as_json:

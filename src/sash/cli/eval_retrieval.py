@@ -133,6 +133,8 @@ class Run:
         self.model, self.csv, self.figure = model, csv, figure
         if csv is not None and not csv.parent.is_dir():
             raise UsageError(f"there is no folder {csv.parent} to put the figures in: make it first")
+        if csv is not None and csv.is_dir():
+            raise UsageError(f"{csv} is a folder: name a file for the figures")
         lm, size = open_model(model, window=window, text=text, figure=figure, settings=settings)
         from sash.evaluation import methods as reading
         from sash.evaluation.prompts import Source

@@ -15,7 +15,7 @@ from sash.cli.interrupt import Interrupt
 from sash.cli.live_text import check_file, read_pieces
 from sash.cli.reading_bar import ReadingBar
 from sash.cli.retrieval_tables import windows as in_windows
-from sash.cli.sizes import parse_size, parse_window
+from sash.cli.sizes import parse_size, parse_tokens, parse_window
 from sash.cli.window_words import ablation_note, windows_by_layer
 from sash.errors import UsageError
 from sash.explain.budget import binary
@@ -130,7 +130,7 @@ def positions_command(
 
     Ctrl-C ends it and shows the ways that are done; the exit code is then 130.
     """
-    most = None if max_tokens is None else parse_size(max_tokens, "--max-tokens")
+    most = None if max_tokens is None else parse_tokens(max_tokens)
     how = retrieval.settings(chunk, dtype, weights, kv, device, threads)
     lm, size = retrieval.open_model(model, window=window, text=text, figure=figure, settings=how)
     from sash.evaluation.methods import window_of
@@ -203,12 +203,10 @@ def ablate_command(
 
     Ctrl-C ends it and shows the windows that are done; the exit code is then 130.
     """
-    sizes, n_pins, most = parse_windows(windows), parse_size(pins, "--pins"), parse_size(max_tokens, "--max-tokens")
+    sizes, n_pins, most = parse_windows(windows), parse_size(pins, "--pins"), parse_tokens(max_tokens)
     for size in sizes:
         options.parse_view(None if size is None else str(size), "0" if size in (None, "full") else pins)
     check_file(text)
-    if most < 2:
-        raise UsageError(f"--max-tokens counts tokens to read, 2 or more; got {most}")
     lm = options.load_lm(
         model, chunk=chunk, dtype=dtype, weights=weights, kv=kv, device=device, threads=threads
     )  # fmt: skip

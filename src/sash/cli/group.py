@@ -99,6 +99,8 @@ def invoke(arguments: Sequence[str]) -> int:
         if not hasattr(error, "format_message"):
             raise
         verb = next((word for word in arguments if not word.startswith("-")), "")
+        # Where the verb has verbs of its own, the error knows which of them it was.
+        place = getattr(getattr(error, "ctx", None), "command_path", f"sash {verb}".strip())
         message = error.format_message().rstrip(".")
-        raise UsageError(f"{message}: see `sash {verb} --help`".replace("sash  --", "sash --")) from error
+        raise UsageError(f"{message}{'' if message.endswith('?') else ':'} see `{place} --help`") from error
     return result if isinstance(result, int) else 0

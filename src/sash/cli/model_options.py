@@ -13,6 +13,7 @@ from sash.attention.pattern import AttentionPattern
 from sash.cli.remembering import Remembering
 from sash.cli.sizes import parse_size, parse_window
 from sash.errors import ModelNotFoundError, UsageError
+from sash.explain.presets import PRESETS
 from sash.network.parts import check_weights
 from sash.network.sizing import check_kv
 from sash.sampling import SamplingParams
@@ -125,6 +126,11 @@ def obtain(name: str) -> None:
     try:
         hub.resolve(name)
     except ModelNotFoundError:
+        if name in PRESETS:
+            raise ModelNotFoundError(
+                f"of {name} only the figures are here (show, plan, explain): name a folder with its weights, or pull"
+                " them from the hub by org/name"
+            ) from None
         if name not in hub.catalogue() and "/" not in name:
             raise
         from sash.cli.pull import fetch

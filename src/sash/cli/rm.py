@@ -16,6 +16,8 @@ def command(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove models from the store, and what unfinished pulls of them left."""
+    for name in models:
+        hub.check_removable(name)
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("there is no terminal to ask on: add -y to remove without a question")

@@ -238,7 +238,8 @@ class Server:
             reason = reason_of(response.json())
         except ValueError:
             reason = response.reason_phrase or "no reason given"
-        hint = ": give --api-key, or set SASH_API_KEY" if response.status_code == 401 else ""
+        hints = {401: ": give --api-key, or set SASH_API_KEY", 404: ": is it a server of models?"}
+        hint = hints.get(response.status_code, "")
         return ServerRefusedError(f"{self.url} refused ({response.status_code}): {reason}{hint}")
 
     def _unreachable(self, error: Exception) -> ServerUnreachableError:

@@ -36,6 +36,21 @@ def parse_size(text: str, option: str = "a size") -> int:
     return int(number)
 
 
+def parse_tokens(text: str, option: str = "--max-tokens") -> int:
+    """How many tokens are read of a text to predict them: one has to come before another.
+
+    Raises:
+        UsageError: not a size, or fewer than 2.
+
+    >>> parse_tokens("4K")
+    4096
+    """
+    count = parse_size(text, option)
+    if count < 2:
+        raise UsageError(f"{option} counts tokens to read, 2 or more; got {count}")
+    return count
+
+
 def parse_window(text: str | None, option: str = "--window") -> int | Literal["full"] | None:
     """A window: a size, "full", or None for the model's own, which "auto" also asks for.
 

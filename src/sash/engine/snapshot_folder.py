@@ -70,7 +70,9 @@ class SnapshotFolder:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             entries = [seen for entry in os.scandir(self.path) if (seen := _regular(entry)) is not None]
         except OSError as error:
-            raise InputNotFoundError(f"snapshots cannot be kept in {self.path}: {error.strerror}") from error
+            raise InputNotFoundError(
+                f"snapshots cannot be kept in {self.path} ({error.strerror}): name another folder"
+            ) from error
         for modified, size, entry in sorted(entries, key=lambda seen: seen[0]):
             if entry.name.startswith(".") and entry.name.endswith(".tmp"):
                 _remove_stale(Path(entry.path), modified)

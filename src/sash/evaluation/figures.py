@@ -33,6 +33,8 @@ def check_figure(path: Path) -> None:
         raise UsageError(f"a figure ends in {' or '.join(SUFFIXES)}; got {str(path)!r}")
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder {path.parent} to put the figure in: make it first")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name a file for the figure")
     _matplotlib()
 
 

@@ -164,11 +164,19 @@ def remove(name: str) -> int:
     Raises:
         ModelNotFoundError: there is nothing of that name in the store.
     """
-    directories = store.model_directory(name), store.partial_directory(name)
-    if not any(directory.is_dir() for directory in directories):
-        raise ModelNotFoundError(f"{name} is not in the store{_similar(name, [model.name for model in installed()])}")
+    check_removable(name)
     with store.locked(name):
-        return sum(store.discard(directory) for directory in directories)
+        return store.discard(store.model_directory(name)) + store.discard(store.partial_directory(name))
+
+
+def check_removable(name: str) -> None:
+    """Refuse a name of which nothing is in the store, neither a model nor what an unfinished pull left.
+
+    Raises:
+        ModelNotFoundError: there is nothing.
+    """
+    if not any(directory.is_dir() for directory in (store.model_directory(name), store.partial_directory(name))):
+        raise ModelNotFoundError(f"{name} is not in the store{_similar(name, [model.name for model in installed()])}")
 
 
 def _load_path(directory: Path, manifest: Manifest) -> Path:

@@ -50,7 +50,10 @@ class Annex:
             try:
                 made = self._layout.zeros(2, self._layout.n_layers, self._layout.n_heads, self.n_slots)
             except RuntimeError as error:
-                raise DoesNotFitError("no memory for another annex: use fewer sequences at once") from error
+                raise DoesNotFitError(
+                    "no memory for what is to stand beside the window: give it fewer slots, or use fewer"
+                    " sequences at once"
+                ) from error
             self._slots[row] = made
         return made
 
