@@ -55,7 +55,7 @@ def read_log(path: Path | None, kind: dict[str, object]) -> dict[tuple[str, str,
 
 def measure(options: argparse.Namespace, ways: list[Method], source: Source, window: int) -> dict[Key, Cell]:
     """Ask what is not in the log yet; all prompts of a task and length, summed up."""
-    kind = {"model": options.model, "window": options.window, "seed": options.seed}
+    kind = {name: getattr(options, name) for name in ("model", "weights", "window", "seed")}
     done, found = read_log(options.log, kind), {}
     for windows in options.windows:
         for task in options.tasks:
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--methods", default="full,window,pins")
     parser.add_argument("--prompts", type=int, default=200, help="of each task and length")
     parser.add_argument("--text", type=Path, default=NOVEL)
+    parser.add_argument("--weights", default="auto", help="bf16, int8 or int4; by default as the model has them")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, help="blocks that are done are kept here, and are not asked again")
@@ -118,7 +119,7 @@ def main() -> None:
     options.windows = [int(part) for part in options.windows.split(",")]
     options.tasks = options.tasks.split(",")
 
-    lm = load_decoder(options.model, threads=options.threads)
+    lm = load_decoder(options.model, weights=options.weights, threads=options.threads)
     if options.window is None and lm.config.window is None:
         options.window = 64
     window = window_of(lm, options.window)
