@@ -41,7 +41,7 @@ class SnapshotFigures:
             found could not be loaded), "off" (not asked).
         in_memory, bytes, memory: snapshots in memory, their bytes, and the budget.
         kept: snapshots that were taken; too_large: those that the budget could not have held.
-        evictions: snapshots that went from memory to make room.
+        evictions: parts of snapshots that went from memory to make room.
         disk: what became of them on disk; None without a folder.
     """
 
