@@ -91,7 +91,7 @@ test-isas: $(STAMP)
 	done
 
 test-properties: $(STAMP)
-	SASH_PROPERTY_CASES=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/network/test_decoder.py \
+	SASH_PROPERTY_CASES=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --timeout 1500 tests/network/test_decoder.py \
 	  -k 'chunked_equals_one_forward or equals_the_oracle'
 
 test-models: $(STAMP)
