@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from sash.attention.pattern import AttentionPattern
 from sash.network.config import LayerConfig, ModelConfig, MoEConfig
 from sash.network.decoder import Decoder
 from sash.text.tokenizer import Tokenizer
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("sash", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("sash")
 
 
 @pytest.fixture(autouse=True)
