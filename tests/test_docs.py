@@ -120,6 +120,17 @@ def test_a_decision_has_its_form(page: Path):
     assert f"[{number}. {title}](decisions/{page.name})" in listed
 
 
+def test_the_architecture_names_every_room_and_only_files_that_are_there():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    house = ROOT / "src" / "sash"
+    listed = set(re.findall(r"[a-z]+", " ".join(re.findall(r"\*\*([a-z, ]+)\*\*", text))))
+    rooms = {path.name for path in house.iterdir() if any(path.glob("*.py"))} | {"errors", "lm", "memory"}
+    assert rooms - listed == set()
+    files = {path for code in CODE.findall(text) for path in re.findall(r"^(?:[a-z_]+/)+[a-z_]+\.py$", code)}
+    assert len(files) > 20
+    assert sorted(file for file in files if not any((root / file).is_file() for root in (house, ROOT))) == []
+
+
 def test_the_picture_shows_on_light_and_dark_pages():
     root = ElementTree.parse(ROOT / "docs" / "architecture.svg").getroot()
     space = {"svg": "http://www.w3.org/2000/svg"}

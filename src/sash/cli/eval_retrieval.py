@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sash.cli import model_options as options
+from sash.cli import retrieval_options as asked
 from sash.cli.interrupt import Interrupt
 from sash.cli.live_text import check_file, read_pieces
 from sash.cli.reading_bar import ReadingBar
 from sash.cli.retrieval_tables import draw_cells, write_csv
-from sash.cli.sizes import parse_size, parse_window
+from sash.cli.sizes import parse_window
 from sash.cli.window_words import ablation_note
 from sash.errors import UsageError, WindowError
 
@@ -25,71 +25,6 @@ if TYPE_CHECKING:
     from sash.lm import LM
 
 INTERRUPTED = 130
-IN_WINDOWS = re.compile(r"([0-9]+(?:\.[0-9]+)?)[wW]")
-
-Text = Annotated[str, typer.Option("--text", metavar="FILE", help="What prompts are filled with; - is standard input.")]
-Window = Annotated[
-    str | None,
-    typer.Option("--window", metavar="N", help="Force a window in every layer; without it, the model's own."),
-]
-Lengths = Annotated[
-    str, typer.Option("-l", "--lengths", metavar="N,...", help="Lengths of prompts, in tokens or in windows (4w).")
-]
-Depths = Annotated[
-    str,
-    typer.Option("-d", "--depths", metavar="N,...", help="Where what is asked for stands: 0 the head, 100 the end."),
-]
-Trials = Annotated[int, typer.Option("--trials", help="Prompts of each kind.")]
-Methods = Annotated[
-    str, typer.Option("-m", "--methods", metavar="NAME,...", help="Ways to read, see `sash eval methods`.")
-]
-Seed = Annotated[int, typer.Option("--seed", help="Other seeds, other prompts.")]
-Json = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
-Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the figures there, too.")]
-Figure = Annotated[
-    Path | None, typer.Option("--figure", metavar="FILE", help="Draw a heat map: FILE.svg or FILE.png, by matplotlib.")
-]
-
-
-def parse_lengths(text: str, window: int, option: str) -> tuple[int, ...]:
-    """Sizes in tokens or in windows, with commas between them.
-
-    Raises:
-        UsageError: one that is no size, or none at all.
-
-    >>> parse_lengths("100,4w,0.5w", 512, "--lengths")
-    (100, 2048, 256)
-    """
-    found = []
-    for part in filter(None, map(str.strip, text.split(","))):
-        match = IN_WINDOWS.fullmatch(part)
-        found.append(round(float(match[1]) * window) if match else parse_size(part, option))
-    if not found or min(found) < 1:
-        raise UsageError(f"{option} takes sizes such as 2048 or 4w (4 windows), with commas between them; got {text!r}")
-    return tuple(dict.fromkeys(found))
-
-
-def parse_depths(text: str) -> tuple[float, ...]:
-    """Depths in percent as shares.
-
-    Raises:
-        UsageError: one that is none.
-
-    >>> parse_depths("0,25,100")
-    (0.0, 0.25, 1.0)
-    """
-    try:
-        found = tuple(dict.fromkeys(float(part) / 100 for part in text.split(",") if part.strip()))
-    except ValueError:
-        found = ()
-    if not found or not all(0 <= depth <= 1 for depth in found):
-        raise UsageError(f"--depths takes percents from 0 (the head) to 100 (the end), such as 0,50,100; got {text!r}")
-    return found
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """Names with commas between them."""
-    return tuple(filter(None, (part.strip() for part in text.split(","))))
 
 
 def open_model(
@@ -140,7 +75,7 @@ class Run:
         from sash.evaluation.prompts import Source
 
         self.window = reading.window_of(lm, size)
-        self.methods: list[Method] = reading.methods(lm, parse_names(methods), size)
+        self.methods: list[Method] = reading.methods(lm, asked.parse_names(methods), size)
         self.source = Source(lm.tokenizer, "".join(read_pieces(text)))
         self.note = None if size is None else ablation_note(lm.with_window(size).config)
 
@@ -184,22 +119,22 @@ def ending(interrupted: bool) -> int:
 
 def passkey_command(
     model: options.Model,
-    text: Text,
-    window: Window = None,
-    lengths: Lengths = "2w,4w,8w",
-    depths: Depths = "0,25,50,75,100",
-    trials: Trials = 10,
-    methods: Methods = "full,window,pins",
-    seed: Seed = 0,
+    text: asked.Text,
+    window: asked.Window = None,
+    lengths: asked.Lengths = "2w,4w,8w",
+    depths: asked.Depths = "0,25,50,75,100",
+    trials: asked.Trials = 10,
+    methods: asked.Methods = "full,window,pins",
+    seed: asked.Seed = 0,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     weights: options.Weights = "auto",
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
-    csv: Csv = None,
-    figure: Figure = None,
-    as_json: Json = False,
+    csv: asked.Csv = None,
+    figure: asked.Figure = None,
+    as_json: asked.Json = False,
 ) -> int:
     """Ask for a key of 5 digits that stands somewhere in a long prompt.
 
@@ -213,23 +148,23 @@ def passkey_command(
 
 def needles_command(
     model: options.Model,
-    text: Text,
-    window: Window = None,
-    lengths: Lengths = "2w,4w,8w",
-    depths: Depths = "0,25,50,75,100",
-    trials: Trials = 10,
+    text: asked.Text,
+    window: asked.Window = None,
+    lengths: asked.Lengths = "2w,4w,8w",
+    depths: asked.Depths = "0,25,50,75,100",
+    trials: asked.Trials = 10,
     facts: Annotated[int, typer.Option("--facts", help="Facts in each prompt; one of them is asked for.")] = 4,
-    methods: Methods = "full,window,pins",
-    seed: Seed = 0,
+    methods: asked.Methods = "full,window,pins",
+    seed: asked.Seed = 0,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     weights: options.Weights = "auto",
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
-    csv: Csv = None,
-    figure: Figure = None,
-    as_json: Json = False,
+    csv: asked.Csv = None,
+    figure: asked.Figure = None,
+    as_json: asked.Json = False,
 ) -> int:
     """Ask for one of several numbers that stand in a long prompt, each with a word.
 
@@ -243,14 +178,14 @@ def needles_command(
 def _by_depth(run: Run, task: str, lengths: str, depths: str, trials: int, facts: int, seed: int, as_json: bool) -> int:
     from sash.evaluation.trials import Grid
 
-    sizes = parse_lengths(lengths, run.window, "--lengths")
+    sizes = asked.parse_lengths(lengths, run.window, "--lengths")
     if min(sizes) <= run.window:
         raise UsageError(
             f"a prompt of {min(sizes):,} tokens fits the window of {run.window:,}, so that nothing is lost: longer ones"
             " show what is"
         )
     grid = Grid(
-        tasks=(task,), lengths=sizes, depths=parse_depths(depths), n_trials=trials, n_facts=facts, seed=seed
+        tasks=(task,), lengths=sizes, depths=asked.parse_depths(depths), n_trials=trials, n_facts=facts, seed=seed
     )  # fmt: skip
     cells, interrupted = run.measure(grid)
     title = f"{task}, window {run.window:,}: right answers in percent, by depth; {trials} prompts each"
@@ -259,8 +194,8 @@ def _by_depth(run: Run, task: str, lengths: str, depths: str, trials: int, facts
 
 def distance_command(
     model: options.Model,
-    text: Text,
-    window: Window = None,
+    text: asked.Text,
+    window: asked.Window = None,
     distances: Annotated[
         str,
         typer.Option("-d", "--distances", metavar="N,...", help="How far back it stands, in tokens or windows (2w)."),
@@ -268,18 +203,18 @@ def distance_command(
     tasks: Annotated[
         str, typer.Option("--tasks", metavar="NAME,...", help="passkey, needles, copying, format.")
     ] = "copying",
-    trials: Trials = 10,
-    methods: Methods = "full,window",
-    seed: Seed = 0,
+    trials: asked.Trials = 10,
+    methods: asked.Methods = "full,window",
+    seed: asked.Seed = 0,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     weights: options.Weights = "auto",
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
-    csv: Csv = None,
-    figure: Figure = None,
-    as_json: Json = False,
+    csv: asked.Csv = None,
+    figure: asked.Figure = None,
+    as_json: asked.Json = False,
 ) -> int:
     """Ask for what was said a given distance ago: where does knowing it end?
 
@@ -290,8 +225,8 @@ def distance_command(
     run = Run(model, window=window, methods=methods, text=text, csv=csv, figure=figure, settings=how)
     from sash.evaluation.trials import Grid
 
-    sizes = parse_lengths(distances, run.window, "--distances")
-    grid = Grid(tasks=parse_names(tasks), distances=sizes, before=run.window, n_trials=trials, seed=seed)
+    sizes = asked.parse_lengths(distances, run.window, "--distances")
+    grid = Grid(tasks=asked.parse_names(tasks), distances=sizes, before=run.window, n_trials=trials, seed=seed)
     cells, interrupted = run.measure(grid)
     title = f"window {run.window:,}: right answers in percent, by distance in windows; {trials} prompts each"
     return run.show(cells, title, interrupted, as_json)

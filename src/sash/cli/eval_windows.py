@@ -11,6 +11,7 @@ import typer
 
 from sash.cli import eval_retrieval as retrieval
 from sash.cli import model_options as options
+from sash.cli import retrieval_options as asked
 from sash.cli.interrupt import Interrupt
 from sash.cli.live_text import check_file, read_pieces
 from sash.cli.reading_bar import ReadingBar
@@ -38,22 +39,22 @@ WholeMethods = Annotated[
 
 def influence_command(
     model: options.Model,
-    text: retrieval.Text,
-    window: retrieval.Window = None,
+    text: asked.Text,
+    window: asked.Window = None,
     distances: Annotated[
         str, typer.Option("-d", "--distances", metavar="N,...", help="How far back, in tokens or windows (2w).")
     ] = "0.5w,1w,2w,3w,4w,6w,8w",
     changed: Annotated[int, typer.Option("--changed", help="Tokens that are replaced by others.")] = 8,
     trials: Annotated[int, typer.Option("-n", "--trials", help="Stretches of the text.")] = 10,
     methods: WholeMethods = "full,sinks",
-    seed: retrieval.Seed = 0,
+    seed: asked.Seed = 0,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     weights: options.Weights = "auto",
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
-    as_json: retrieval.Json = False,
+    as_json: asked.Json = False,
 ) -> int:
     """Change a few tokens at a distance: how far does the prediction after the last token move?
 
@@ -68,8 +69,8 @@ def influence_command(
     from sash.evaluation.positions import readers
     from sash.evaluation.prompts import Source
 
-    ways, at = readers(lm, retrieval.parse_names(methods), size), window_of(lm, size)
-    sizes = retrieval.parse_lengths(distances, at, "--distances")
+    ways, at = readers(lm, asked.parse_names(methods), size), window_of(lm, size)
+    sizes = asked.parse_lengths(distances, at, "--distances")
     source = Source(lm.tokenizer, "".join(read_pieces(text)))
     found: list[Influence] = []
     with Interrupt() as interrupt, ReadingBar(len(ways) * trials * len(sizes) * (max(sizes) + changed), None) as bar:
@@ -108,8 +109,8 @@ def _thousandths(nats: float) -> str:
 
 def positions_command(
     model: options.Model,
-    text: retrieval.Text,
-    window: retrieval.Window = None,
+    text: asked.Text,
+    window: asked.Window = None,
     methods: WholeMethods = "window,sinks",
     max_tokens: Annotated[
         str | None, typer.Option("--max-tokens", metavar="N", help="Read the first N tokens only.")
@@ -124,7 +125,7 @@ def positions_command(
     figure: Annotated[
         Path | None, typer.Option("--figure", metavar="FILE", help="Draw it: FILE.svg or FILE.png, by matplotlib.")
     ] = None,
-    as_json: retrieval.Json = False,
+    as_json: asked.Json = False,
 ) -> int:
     """Measure how well a text is predicted early and late in it, by several ways to read.
 
@@ -136,7 +137,7 @@ def positions_command(
     from sash.evaluation.methods import window_of
     from sash.evaluation.positions import curves, readers
 
-    ways, at = readers(lm, retrieval.parse_names(methods), size), window_of(lm, size)
+    ways, at = readers(lm, asked.parse_names(methods), size), window_of(lm, size)
     ids = lm.tokenizer.encode("".join(read_pieces(text)))[:most]
     found: list[Curve] = []
     with Interrupt() as interrupt, ReadingBar(len(ways) * len(ids), None) as bar:
@@ -169,7 +170,7 @@ def parse_windows(text: str) -> list[Any]:
     >>> parse_windows("128,full,own")
     [128, 'full', None]
     """
-    names = list(dict.fromkeys(retrieval.parse_names(text)))
+    names = list(dict.fromkeys(asked.parse_names(text)))
     if not names:
         raise UsageError("--windows takes sizes such as 128,256,full or own (the model as it is); got none")
     return [None if name == "own" else parse_window(name, "--windows") for name in names]
@@ -177,7 +178,7 @@ def parse_windows(text: str) -> list[Any]:
 
 def ablate_command(
     model: options.Model,
-    text: retrieval.Text,
+    text: asked.Text,
     windows: Sizes = "128,256,512,full",
     pins: Annotated[
         str, typer.Option("--pins", metavar="N", help="First tokens that stay, where one is forced.")
@@ -188,16 +189,16 @@ def ablate_command(
     length: Annotated[
         str, typer.Option("-l", "--length", metavar="N", help="Tokens of a prompt that hides a passkey.")
     ] = "1024",
-    depths: retrieval.Depths = "0,50,100",
-    trials: retrieval.Trials = 4,
-    seed: retrieval.Seed = 0,
+    depths: asked.Depths = "0,50,100",
+    trials: asked.Trials = 4,
+    seed: asked.Seed = 0,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     weights: options.Weights = "auto",
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
-    as_json: retrieval.Json = False,
+    as_json: asked.Json = False,
 ) -> int:
     """Compare windows: how well and how fast a text is read, what is held, and which passkeys are still known.
 
@@ -217,7 +218,7 @@ def ablate_command(
     words = "".join(read_pieces(text))
     source, ids = Source(lm.tokenizer, words), lm.tokenizer.encode(words)[:most]
     grid = Grid(
-        tasks=("passkey",), lengths=(parse_size(length, "--length"),), depths=retrieval.parse_depths(depths),
+        tasks=("passkey",), lengths=(parse_size(length, "--length"),), depths=asked.parse_depths(depths),
         n_trials=trials, seed=seed,
     )  # fmt: skip
     found: list[Ablation] = []
