@@ -10,6 +10,8 @@ from sash.completion import Completion
 from sash.engine.overlap import Overlap
 from sash.explain.audit import Audit, Part, audit, audit_reading
 from sash.explain.prompt_parts import marked_parts, prompt_parts
+from sash.explain.spans import Spans
+from sash.explain.visible_keys import Beside
 from sash.network.config import ModelConfig
 from sash.text.pins import Contract
 from sash.text.sight import Sight
@@ -139,9 +141,17 @@ def audit_at(
     seers: Sequence[int] = (),
     *,
     leads: bool = False,
+    recalled: Sequence[Sequence[range]] = (),
 ) -> Audit:
-    """What the token written at `position` can know of `parts`, through windows that roll or overlap."""
+    """What the token written at `position` can know of `parts`, through windows that roll or overlap.
+
+    `recalled` are the positions that each layer has brought back for it, as far as that is known.
+    """
     if overlap is None:
-        return audit(config.patterns, position, parts, pinned_positions=pinned, global_positions=seers)
+        brought = [Spans.of((run.start, run.stop) for run in runs) for runs in recalled]
+        beside = Beside.of(config, brought)
+        return audit(
+            config.patterns, position, parts, pinned_positions=pinned, global_positions=seers, beside=beside
+        )  # fmt: skip
     in_sight = overlap.in_sight(position, pinned, leads=leads)
     return audit_reading(config.patterns, position, in_sight, parts, pinned)

@@ -10,6 +10,7 @@ from typing import Any
 from sash.engine.request import FinishReason, Token
 from sash.explain.audit import Audit
 from sash.explain.reach import cone
+from sash.explain.visible_keys import Beside
 from sash.network.config import ModelConfig
 
 
@@ -27,6 +28,7 @@ class View:
         windowed_layers: how many layers have a window; the others see all.
         window: the largest window; None where no layer has one.
         held: tokens that the smallest window lost and that pins hold in sight of its layers.
+        summarised: tokens of which only summaries are shown.
     """
 
     length: int
@@ -38,6 +40,7 @@ class View:
     window: int | None
     held: int = 0
     global_seen: int = 0
+    summarised: int = 0
 
     @staticmethod
     def of(config: ModelConfig, length: int, pinned: Sequence[int] = (), seers: Sequence[int] = ()) -> View:
@@ -51,7 +54,8 @@ class View:
         """
         by_flag = any(pattern.pin_by == "flag" for pattern in config.patterns)
         flagged = sorted({at for at in (*pinned, *seers) if at < length}) if by_flag else []
-        counts = _counts_by_flag(config, length, pinned, seers) if by_flag else (*_counts(config, length), 0)
+        drawn = by_flag or config.hierarchy is not None
+        counts = _drawn_counts(config, length, pinned, seers) if drawn else (*_counts(config, length), 0, 0)
         backs = [pattern.reach_back or 0 for pattern in config.patterns if pattern.window is not None]
         outside = max(0, length - 1 - min(backs)) if backs else 0
         pins = max(pattern.pins for pattern in config.patterns)
@@ -65,6 +69,7 @@ class View:
             window=config.window,
             held=bisect_left(flagged, outside) if by_flag else min(pins, outside),
             global_seen=counts[3],
+            summarised=counts[4],
         )
 
     @staticmethod
@@ -99,15 +104,19 @@ def _counts(config: ModelConfig, length: int) -> tuple[int, int, int]:
     return direct, pinned, max(0, reached - direct - max(0, pinned - (length - reached)))
 
 
-def _counts_by_flag(
+def _drawn_counts(
     config: ModelConfig, length: int, pinned: Sequence[int], seers: Sequence[int]
-) -> tuple[int, int, int, int]:
-    """The same where some are flagged, and what is seen for being global: such tokens relay what they have seen."""
+) -> tuple[int, int, int, int, int]:
+    """The same where some are flagged, and what is seen for being global: such tokens relay what they have seen.
+
+    Last, what only summaries show.
+    """
     if not length:
-        return 0, 0, 0, 0
+        return 0, 0, 0, 0, 0
     flags = [[at for at in flagged if at < length] for flagged in (pinned, seers)]
-    counts = cone(config.patterns, length, pinned_positions=flags[0], global_positions=flags[1]).counts()
-    return counts["direct"], counts["pinned"], counts["relay"], counts["global"]
+    beside = Beside(hierarchy=config.hierarchy)
+    seen = cone(config.patterns, length, pinned_positions=flags[0], global_positions=flags[1], beside=beside).counts()
+    return seen["direct"], seen["pinned"], seen["relay"], seen["global"], seen["summarised"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -161,6 +161,7 @@ class SessionReader:
         if self._held is not None:
             self._feed_again(self._held, progress)
             return len(ids)
+        self._cache.ask(self._row, self.tokens)  # what is fed ends with a question, as far as anybody knows
         unread, pinned = self._tokens.unread, self._tokens.pinned
         while len(unread) > 1:
             count, first = min(self._chunk, len(unread) - 1), self._tokens.n_read

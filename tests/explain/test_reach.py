@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from sash.attention.pattern import AttentionPattern, TokenMeta, reach
 from sash.errors import UsageError
-from sash.explain.reach import Sight, cone, draw_cone
+from sash.explain.reach import Kind, Sight, cone, draw_cone
 from sash.explain.spans import Spans
 
 
@@ -92,7 +93,7 @@ def test_the_cone_is_what_a_search_of_the_graph_finds(case: tuple[list[Attention
     assert [layer.reached for layer in seen.layers] == [Spans.points(positions) for positions in reached]
     assert {position: seen.classify(position) for position in range(n)} == sights
     kinds = [sight.kind for sight in sights.values()]
-    assert seen.counts() == {kind: kinds.count(kind) for kind in ("direct", "pinned", "global", "relay", "out")}
+    assert seen.counts() == {kind: kinds.count(kind) for kind in get_args(Kind)}
 
 
 def test_mistral_7b_reaches_131040_positions_back():
@@ -120,7 +121,7 @@ def test_pins_are_told_from_what_the_windows_reach():
     seen = cone((AttentionPattern(window=4, pins=2),) * 2, 30)
     assert seen.classify(1) == Sight(kind="pinned", hops=1)
     assert seen.layers[-1].to_json()["earliest_reached"] == 29 - 2 * 3
-    assert seen.counts() == {"direct": 4, "pinned": 2, "global": 0, "relay": 3, "out": 21}
+    assert seen.counts() == dict.fromkeys(get_args(Kind), 0) | {"direct": 4, "pinned": 2, "relay": 3, "out": 21}
 
 
 def test_the_drawing_of_a_sentence():

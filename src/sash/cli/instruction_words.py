@@ -39,6 +39,10 @@ def _carried(gone: Leaving) -> str:
         return f"layer{'s' if several else ''} {numbers(gone.layers)} still see{'' if several else 's'} it"
     if gone.verdict == "out":
         return "nothing brings it to the answer"
+    if gone.verdict == "summarised":
+        return "only summaries of it reach the answer"
+    if gone.verdict == "recalled":
+        return "recall has brought it back, and may leave it out again"
     if gone.verdict == "relay" and gone.moves is not None:
         return f"it reaches the answer through deeper layers only, passed on {gone.moves} times or more"
     return "a part of it reaches the answer"

@@ -96,6 +96,7 @@ def view_words(config: ModelConfig, view: View) -> str:
         words = [", ".join([first, *rest])]
     words += [f"{view.held:,} pinned"] if view.held else []
     words += [f"{view.global_seen:,} as or by global tokens"] if view.global_seen else []
+    words += [f"{view.summarised:,} in summaries only"] if view.summarised else []
     words += [f"{view.relayed:,} only through deeper layers"] if view.relayed else []
     words += [f"{view.out_of_reach:,} out of reach"] if view.out_of_reach else []
     return "; ".join(words)

@@ -2,14 +2,16 @@
 
 A token that is written at position p is drawn from what the network says at position p - 1. A part of the prompt is
 seen DIRECTLY by it if some layer shows that position the part's keys, through its window or because they are pinned or
-global; it is a RELAY if only other positions, which saw it in layers below, can pass it on; else it is OUT, and no
-change to it can change what is written. All of it follows from the patterns; no model is run.
+global; it is RECALLED if a layer has brought it back for that position, and SUMMARISED if all that is shown of it is a
+summary that it is a part of; it is a RELAY if only other positions, which saw it in layers below, can pass it on; else
+it is OUT, and no change to it can change what is written. All of it follows from the patterns, and no model is run; but
+for what is recalled, which only a running model knows, of the token that comes next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -20,10 +22,14 @@ from sash.errors import UsageError
 from sash.explain.labels import numbers, table
 from sash.explain.reach import Cone, cone
 from sash.explain.spans import Spans
+from sash.explain.visible_keys import Beside
 
-Verdict = Literal["direct", "relay", "out", "mixed"]
+Verdict = Literal["direct", "recalled", "summarised", "relay", "out", "mixed"]
 WIDEST = 42
 """Terminal cells that a part's name takes in a table."""
+
+RECALLS = "what recall brought back for earlier tokens is not counted: they may have passed it on"
+"""What is said below an audit of a model that recalls."""
 
 Part = tuple[str, range]
 """A part of a prompt: what it is called, and the positions of its tokens."""
@@ -44,6 +50,8 @@ class PartAudit:
         layers_in_part: of those that show some of it, but not all.
         hops: the fewest moves from position to position that its nearest and its farthest reached token need; None
             where nothing of it is reached.
+        recalled: tokens that nothing else shows, and that some layer has brought back for one head or more.
+        summarised: tokens of which only summaries are shown.
     """
 
     name: str
@@ -56,13 +64,24 @@ class PartAudit:
     layers: tuple[int, ...]
     layers_in_part: tuple[int, ...]
     hops: tuple[int, int] | None
+    recalled: int = 0
+    summarised: int = 0
+
+    @property
+    def counts(self) -> dict[Verdict, int]:
+        """Tokens of each kind."""
+        return {
+            "direct": self.direct + self.pinned + self.global_seen,
+            "recalled": self.recalled,
+            "summarised": self.summarised,
+            "relay": self.relay,
+            "out": self.out,
+        }
 
     @property
     def verdict(self) -> Verdict:
         """What all its tokens are, or "mixed"."""
-        shown = self.direct + self.pinned + self.global_seen
-        counts: dict[Verdict, int] = {"direct": shown, "relay": self.relay, "out": self.out}
-        kinds = [kind for kind, count in counts.items() if count]
+        kinds = [kind for kind, count in self.counts.items() if count]
         return kinds[0] if len(kinds) == 1 else "mixed"
 
     def words(self, n_layers: int) -> str:
@@ -78,12 +97,16 @@ class PartAudit:
             why = "pinned" if not self.direct and not self.global_seen else "seen directly"
             where = "" if shown < n_tokens else f" in {_layers(self.layers, self.layers_in_part, n_layers)}"
             said.append(why + where)
+        if self.recalled:
+            said.append("brought back")
+        if self.summarised:
+            said.append("in summaries only")
         if self.relay:
             low, high = max(2, self.hops[0]) if self.hops else 2, self.hops[1] if self.hops else 2
             said.append(f"through deeper layers only, {low if low == high else f'{low}-{high}'} moves")
         if self.out:
             said.append("out of reach")
-        counts = [count for count in (shown, self.relay, self.out) if count]
+        counts = [count for count in self.counts.values() if count]
         if len(said) == 1:
             return said[0]
         return "; ".join(
@@ -99,6 +122,8 @@ class PartAudit:
             "direct": self.direct,
             "pinned": self.pinned,
             "global": self.global_seen,
+            "recalled": self.recalled,
+            "summarised": self.summarised,
             "relay": self.relay,
             "out": self.out,
             "layers": list(self.layers),
@@ -124,6 +149,8 @@ class PartAudit:
             layers=tuple(map(int, told["layers"])),
             layers_in_part=tuple(map(int, told["layers_in_part"])),
             hops=hops,
+            recalled=int(told.get("recalled", 0)),
+            summarised=int(told.get("summarised", 0)),
             **{name: int(told[name]) for name in ("direct", "pinned", "relay", "out")},
         )
 
@@ -136,17 +163,21 @@ class Audit:
         position: where the token is written; it is drawn from what was said at the position before.
         n_layers: layers of the model.
         parts: in the order in which they were given.
+        recalls: whether layers bring back what they want: then an earlier token may have had, and passed on, what
+            nothing here leads from.
     """
 
     position: int
     n_layers: int
     parts: tuple[PartAudit, ...]
+    recalls: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Fields as in the class."""
         return {
             "position": self.position,
             "n_layers": self.n_layers,
+            "recalls": self.recalls,
             "parts": [part.to_json() for part in self.parts],
         }
 
@@ -162,7 +193,8 @@ class Audit:
         True
         """
         parts = tuple(map(PartAudit.of_json, told["parts"]))
-        return Audit(position=int(told["position"]), n_layers=int(told["n_layers"]), parts=parts)
+        recalls = told.get("recalls") is True
+        return Audit(position=int(told["position"]), n_layers=int(told["n_layers"]), parts=parts, recalls=recalls)
 
 
 def audit(
@@ -172,6 +204,7 @@ def audit(
     *,
     pinned_positions: Sequence[int] = (),
     global_positions: Sequence[int] = (),
+    beside: Beside | None = None,
 ) -> Audit:
     """What the token written at `position` can know of each part, exactly; see `PartAudit`.
 
@@ -183,6 +216,7 @@ def audit(
         position: 1 or more; tokens 0 to position - 1 were read.
         parts: none of them empty, none past `position`.
         pinned_positions, global_positions: flagged tokens.
+        beside: what annexes show beside windows and pins.
 
     Raises:
         UsageError: a position or part that cannot be, or an encoder's layer.
@@ -194,7 +228,8 @@ def audit(
     if not all(pattern.causal for pattern in patterns):
         raise UsageError("an audit is of tokens that are written, and an encoder writes none")
     before = [at for at in pinned_positions if at < position], [at for at in global_positions if at < position]
-    return audit_of(cone(patterns, position, pinned_positions=before[0], global_positions=before[1]), parts)
+    seen = cone(patterns, position, pinned_positions=before[0], global_positions=before[1], beside=beside)
+    return replace(audit_of(seen, parts), recalls=beside is not None and beside.recalls)
 
 
 def audit_of(seen: Cone, parts: Sequence[Part]) -> Audit:
@@ -255,6 +290,8 @@ def _joined(name: str, span: range, pieces: Sequence[PartAudit]) -> PartAudit:
         pinned=sum(piece.pinned for piece in pieces),
         global_seen=sum(piece.global_seen for piece in pieces),
         relay=sum(piece.relay for piece in pieces),
+        recalled=sum(piece.recalled for piece in pieces),
+        summarised=sum(piece.summarised for piece in pieces),
         out=len(span) - n_read + sum(piece.out for piece in pieces),
         layers=tuple(sorted(whole)),
         layers_in_part=tuple(sorted(some - whole)),
@@ -277,7 +314,8 @@ def _part(seen: Cone, name: str, span: range) -> PartAudit:
             alike[both] = len(both[0].within(span.start, span.stop) | both[1].within(span.start, span.stop))
         shown[layer.layer] = alike[both]
     hops = [count for count, spans in enumerate(seen.hops) if among(spans)]
-    counts = {"direct": among(seen.direct), "pinned": among(seen.pinned), "global_seen": among(seen.global_seen)}
+    kinds = ("direct", "pinned", "global_seen", "recalled", "summarised")
+    counts: dict[str, int] = {kind: among(getattr(seen, kind)) for kind in kinds}
     out = len(span) - among(seen.layers[-1].reached)
     return PartAudit(
         name=name,
@@ -313,7 +351,8 @@ def draw_audit(first: Audit, last: Audit) -> str:
         what = names[0] if len(alike) == 1 else f"{names[0]} to {names[1]}, {len(alike)} parts"
         same = ["same"] if words[0] == words[1] else [words[1]]
         rows.append([f"{start:,}-{stop - 1:,}", what, words[0], *same])
-    return "\n".join(table(rows, right=[True, False, False, False]))
+    drawn = table(rows, right=[True, False, False, False])
+    return "\n".join([*drawn, *([RECALLS] if first.recalls else [])])
 
 
 def _layers(whole: Sequence[int], in_part: Sequence[int], n_layers: int) -> str:

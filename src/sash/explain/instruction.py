@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from sash.explain.audit import Audit, Part, Verdict, audit
+from sash.explain.visible_keys import Beside
 from sash.network.config import ModelConfig
 from sash.text.spans import content_spans, message_spans, sentences
 
@@ -144,7 +145,7 @@ def leaving(
     """
     parts = [part for part in instruction.sentences if part[1].stop <= position]
     if audited is None:
-        seen = audit(config.patterns, position, parts, pinned_positions=pinned)
+        seen = audit(config.patterns, position, parts, pinned_positions=pinned, beside=Beside.of(config))
     else:
         seen = audited(parts, position)
     gone = next((part for part in seen.parts if len(part.layers) < config.n_layers), None)

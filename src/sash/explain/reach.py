@@ -16,10 +16,10 @@ from sash.attention.pattern import AttentionPattern
 from sash.errors import UsageError
 from sash.explain.labels import padded, table, visible, widest
 from sash.explain.spans import Spans
-from sash.explain.visible_keys import Flagged
+from sash.explain.visible_keys import Beside, Flagged
 
 MOST_COLUMNS = 64
-Kind = Literal["direct", "pinned", "global", "relay", "out"]
+Kind = Literal["direct", "pinned", "global", "recalled", "summarised", "relay", "out"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,8 @@ class Sight:
 
     Attributes:
         kind: "direct" where the window of at least one layer shows it; else "pinned" or "global" where a layer shows it
-            for that reason; else "relay" where only other positions can pass it on; else "out".
+            for that reason; else "recalled" where one has brought it back; else "summarised" where a layer shows a
+            summary of it; else "relay" where only other positions can pass it on; else "out".
         hops: layers in which it must move from one position to another: 0 for the last token itself, 1 for all that is
             seen in one layer, 2 or more for a relay; None where it is out.
     """
@@ -77,7 +78,7 @@ class Cone:
     Attributes:
         n_tokens: tokens of the sequence; positions run from 0 to n_tokens - 1.
         layers: from the output down to the input.
-        direct, pinned, global_seen: positions seen in one layer, each in one of the three sets only.
+        direct, pinned, global_seen, recalled, summarised: positions of these kinds (see `Sight`), each in one set only.
         hops: hops[h] are the positions that need h moves at the least; see `Sight`.
     """
 
@@ -86,12 +87,19 @@ class Cone:
     direct: Spans
     pinned: Spans
     global_seen: Spans
+    recalled: Spans
+    summarised: Spans
     hops: tuple[Spans, ...]
+
+    @property
+    def seen(self) -> Spans:
+        """Positions that are shown in one layer or more, if only as a part of a summary."""
+        return self.direct | self.pinned | self.global_seen | self.recalled | self.summarised
 
     @property
     def relay(self) -> Spans:
         """Positions that only other positions can pass on."""
-        return self.layers[-1].reached - self.direct - self.pinned - self.global_seen
+        return self.layers[-1].reached - self.seen
 
     @property
     def out(self) -> Spans:
@@ -113,6 +121,8 @@ class Cone:
             ("direct", self.direct),
             ("pinned", self.pinned),
             ("global", self.global_seen),
+            ("recalled", self.recalled),
+            ("summarised", self.summarised),
         )
         return Sight(kind=next((kind for kind, spans in one_hop if position in spans), "relay"), hops=hops)
 
@@ -122,6 +132,8 @@ class Cone:
             "direct": len(self.direct),
             "pinned": len(self.pinned),
             "global": len(self.global_seen),
+            "recalled": len(self.recalled),
+            "summarised": len(self.summarised),
             "relay": len(self.relay),
             "out": len(self.out),
         }
@@ -129,7 +141,7 @@ class Cone:
     def to_json(self) -> dict[str, Any]:
         """Layers from the output down; spans as [first, end] pairs of positions from 0; `relay` by number of hops."""
         relay = [
-            {"hops": hops, "spans": (spans - self.direct - self.pinned - self.global_seen).to_json()}
+            {"hops": hops, "spans": (spans - self.seen).to_json()}
             for hops, spans in enumerate(self.hops)
             if hops > 1 and spans.pairs
         ]
@@ -139,6 +151,8 @@ class Cone:
             "direct": self.direct.to_json(),
             "pinned": self.pinned.to_json(),
             "global": self.global_seen.to_json(),
+            "recalled": self.recalled.to_json(),
+            "summarised": self.summarised.to_json(),
             "relay": relay,
             "out": self.out.to_json(),
             "counts": self.counts(),
@@ -151,12 +165,16 @@ def cone(
     *,
     global_positions: Sequence[int] = (),
     pinned_positions: Sequence[int] = (),
+    beside: Beside | None = None,
 ) -> Cone:
     """What the last of `n_tokens` tokens can know of through layers with these `patterns`, given from the input up.
 
     Exact: position j is reached if and only if a path of pairs that `allows` allows leads from it to the last token,
     one pair at most a layer. Time depends on the number of layers, flags and the logarithm of windows, not on
     `n_tokens` (with dilation: on how far the windows reach back).
+
+    `beside` is what annexes show. Summaries count for every token. What was brought back counts for the last one only,
+    where it is known; what an earlier one had of it may have been passed on, too.
 
     Raises:
         UsageError: no tokens, no layers, or a flag outside the sequence.
@@ -165,9 +183,10 @@ def cone(
     >>> seen.layers[-1].reached, seen.classify(190_000), seen.classify(0)  # doctest: +NORMALIZE_WHITESPACE
     (Spans(pairs=((68959, 200000),)), Sight(kind='relay', hops=3), Sight(kind='out', hops=None))
     """
-    flags = _flagged(patterns, n_tokens, pinned_positions, global_positions)
+    beside = beside or Beside()
+    flags = _flagged(patterns, n_tokens, pinned_positions, global_positions, beside)
     last = Spans.points([n_tokens - 1])
-    direct = pinned = global_seen = Spans()
+    direct = pinned = global_seen = recalled = summarised = Spans()
     reached = through_windows = last
     at_most = [last]
     layers: list[LayerReach] = []
@@ -177,11 +196,14 @@ def cone(
         pins, globals_ = flags.pin_keys(pattern, last), flags.global_keys(pattern, last)
         pinned |= pins
         global_seen |= globals_
-        reached = flags.keys(pattern, reached)
+        summarised |= flags.summary_keys(pattern, last)
+        back = beside.recalled[number - 1].within(0, n_tokens) if beside.recalled else Spans()
+        recalled |= back
+        reached = flags.keys(pattern, reached) | back
         through_windows = flags.window_keys(replace(pattern, pins=0), through_windows)
         at_most = [
             last,
-            *(a | flags.keys(pattern, b) for a, b in zip([*at_most[1:], at_most[-1]], at_most, strict=True)),
+            *(a | flags.keys(pattern, b) | back for a, b in zip([*at_most[1:], at_most[-1]], at_most, strict=True)),
         ]
         layers.append(
             LayerReach(
@@ -202,11 +224,15 @@ def cone(
         direct=direct,
         pinned=pinned - direct,
         global_seen=global_seen - direct - pinned,
+        recalled=recalled - direct - pinned - global_seen,
+        summarised=summarised - direct - pinned - global_seen - recalled,
         hops=tuple(hops),
     )
 
 
-def _flagged(patterns: Sequence[AttentionPattern], n: int, pinned: Sequence[int], is_global: Sequence[int]) -> Flagged:
+def _flagged(
+    patterns: Sequence[AttentionPattern], n: int, pinned: Sequence[int], is_global: Sequence[int], beside: Beside
+) -> Flagged:
     """The sequence with its flags, checked."""
     if n < 1:
         raise UsageError(f"reach needs 1 token or more; got {n}")
@@ -215,7 +241,8 @@ def _flagged(patterns: Sequence[AttentionPattern], n: int, pinned: Sequence[int]
     for position in (*is_global, *pinned):
         if not 0 <= position < n:
             raise UsageError(f"position {position} is not in a sequence of {n} tokens, which starts at 0")
-    return Flagged(n=n, pinned=Spans.points(pinned), is_global=Spans.points(is_global))
+    flags = Spans.points(pinned), Spans.points(is_global)
+    return Flagged(n=n, pinned=flags[0], is_global=flags[1], hierarchy=beside.hierarchy)
 
 
 def draw_cone(seen: Cone, labels: Sequence[str] = ()) -> str:
@@ -231,6 +258,8 @@ def draw_cone(seen: Cone, labels: Sequence[str] = ()) -> str:
         "direct": "seen directly",
         "pinned": "pinned",
         "global": "global",
+        "recalled": "brought back",
+        "summarised": "in summaries only",
         "relay": "through deeper layers only",
         "out": "out of reach",
     }

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sash.attention.pattern import AttentionPattern
 from sash.explain.spans import Spans
+from sash.network.config import ModelConfig
+from sash.network.hierarchy import Hierarchy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """What annexes show beside windows and pins.
+
+    Attributes:
+        hierarchy: how layers with an annex sum up what left their window; None for not at all. Which tokens are in a
+            summary follows from the position alone.
+        recalled: of each layer, from the input up, the positions that it has brought back for the last token, for one
+            head of it or more; nothing where that is not known. It is known only while the model runs.
+        recalls: whether there is something to be known.
+    """
+
+    hierarchy: Hierarchy | None = None
+    recalled: Sequence[Spans] = ()
+    recalls: bool = False
+
+    @staticmethod
+    def of(config: ModelConfig, recalled: Sequence[Spans] = ()) -> Beside:
+        """Of a model."""
+        annexed = any(pattern.annex for pattern in config.patterns)
+        return Beside(hierarchy=config.hierarchy, recalled=recalled, recalls=annexed and config.hierarchy is None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,11 +42,13 @@ class Flagged:
         n: its tokens.
         pinned: positions flagged to stay.
         is_global: positions flagged global.
+        hierarchy: how layers with an annex sum up what left their window; None for not at all.
     """
 
     n: int
     pinned: Spans
     is_global: Spans
+    hierarchy: Hierarchy | None = None
 
     def window_keys(self, pattern: AttentionPattern, queries: Spans) -> Spans:
         """Keys that the window alone shows to any of `queries`."""
@@ -52,7 +80,15 @@ class Flagged:
             return keys | seers.smeared(pattern.global_reach - 1, -1).within(0, self.n)
         return keys | Spans.of([(0, seers.last + 1 if pattern.causal else self.n)])
 
+    def summary_keys(self, pattern: AttentionPattern, queries: Spans) -> Spans:
+        """Keys of which a summary is shown to any of `queries`, pins aside."""
+        last = queries.last
+        if self.hierarchy is None or not pattern.annex or pattern.window is None or last is None:
+            return Spans()
+        block = self.hierarchy.block
+        return Spans.of([(0, self.hierarchy.end(last // block * block, pattern.window))])
+
     def keys(self, pattern: AttentionPattern, queries: Spans) -> Spans:
-        """All keys that any of `queries` sees."""
-        seen = self.window_keys(pattern, queries)
+        """All keys that any of `queries` sees, or a summary of them."""
+        seen = self.window_keys(pattern, queries) | self.summary_keys(pattern, queries)
         return seen | self.pin_keys(pattern, queries) | self.global_keys(pattern, queries)

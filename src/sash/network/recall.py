@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sash.attention.pattern import AttentionPattern
 from sash.errors import UsageError
 from sash.kernels import native
 from sash.network.batch import Batch, Span
@@ -74,7 +75,7 @@ class Recall:
     """What is brought back to the rows of a cache."""
 
     def __init__(self, settings: RecallSettings, stores: Sequence[Store], config: ModelConfig, mixing: int) -> None:
-        self.settings, self._reading = settings, Points(settings)
+        self.settings, self._reading, self._patterns = settings, Points(settings), config.patterns
         self._parts = [
             _Part(store, settings, config, mixing)
             for store in stores
@@ -106,6 +107,20 @@ class Recall:
             self._stale.discard(row)
             for part in self._parts:
                 part.refresh(row, length)
+
+    def shown(self, row: int, query: int, length: int) -> list[list[range]] | None:
+        """Of each layer of the model, what a row of `length` tokens has brought back for the token at `query`.
+
+        A run is shown to one head or more. None where the row was ranked again since that token was read.
+        """
+        if not 0 <= query <= length or self._points_of(row).after(query) <= length:
+            return None
+        found: list[list[range]] = [[] for _ in self._patterns]
+        for part in self._parts:
+            own = [index for index, pattern in enumerate(self._patterns) if pattern == part.pattern]
+            for index, runs in zip(own, part.shown(row), strict=True):
+                found[index] = runs
+        return found
 
     def wipe(self, row: int) -> None:
         """Leave nothing of a row."""
@@ -177,6 +192,20 @@ class _Part:
         chosen_LGC = self._choose(queries_LNHK, stretches, pinned, count)
         self._bring(row, length, chosen_LGC + first, first, stretches)
         annex.show(row, count * self._settings.block)
+
+    @property
+    def pattern(self) -> AttentionPattern:
+        """The layers' own."""
+        return self._store.pattern
+
+    def shown(self, row: int) -> list[list[range]]:
+        """Of each layer, the tokens in the annex of a row."""
+        annex, size = self._store.annex, self._settings.block
+        tags_LGC = None if annex is None or not annex.count(row) else annex.tags[row]
+        if tags_LGC is None:
+            return [[] for _ in range(self._store.layout.n_layers)]
+        blocks_LB = [sorted(set((tags_GC & 0xFFFFFFFF).flatten().tolist())) for tags_GC in tags_LGC]
+        return [[range(at * size, (at + 1) * size) for at in blocks] for blocks in blocks_LB]
 
     def _out_of_sight(self, row: int, length: int) -> tuple[int, list[_Stretch]]:
         """The first block that the next token does not see, and all of them as they lie."""

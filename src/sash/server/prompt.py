@@ -11,6 +11,7 @@ from sash.errors import UsageError
 from sash.explain.audit import Audit, Part, audit
 from sash.explain.instruction import Instruction, leaving, of_marks, of_messages
 from sash.explain.prompt_parts import prompt_parts
+from sash.explain.visible_keys import Beside
 from sash.network.config import ModelConfig
 from sash.server.conversation import MAX_RENDERED, spans_of
 from sash.server.errors import bad_field
@@ -130,7 +131,10 @@ class Looks:
         told: dict[str, Any] = {}
 
         def audited(parts: Sequence[Part], at: int) -> Audit:
-            return audit(config.patterns, at, parts, pinned_positions=pinned, global_positions=is_global)
+            beside = Beside.of(config)
+            return audit(
+                config.patterns, at, parts, pinned_positions=pinned, global_positions=is_global, beside=beside
+            )  # fmt: skip
 
         if self.parts is not None:
             ends = {"first": self.n_prompt, "last": self.n_prompt + max(0, n_output - 1)}

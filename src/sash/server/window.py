@@ -12,6 +12,7 @@ from sash.errors import PinsError, UsageError, WindowError
 from sash.explain.spans import Spans
 from sash.explain.visible_keys import Flagged
 from sash.network.config import ModelConfig
+from sash.network.hierarchy import Hierarchy
 from sash.server.errors import too_long
 from sash.server.fields import Pins, Window
 from sash.server.prompt import Prompt
@@ -42,17 +43,22 @@ class Sight:
 
     @staticmethod
     def of(
-        patterns: Sequence[AttentionPattern], n_tokens: int, pins: Sequence[range] = (), seers: Sequence[range] = ()
+        patterns: Sequence[AttentionPattern],
+        n_tokens: int,
+        pins: Sequence[range] = (),
+        seers: Sequence[range] = (),
+        hierarchy: Hierarchy | None = None,
     ) -> Sight:
         """The last of `n_tokens` tokens, through layers with these patterns, where `pins` are flagged to stay.
 
-        `seers` are global; what is seen for that counts as pinned.
+        `seers` are global; what is seen for that counts as pinned; what a `hierarchy` of summaries shows, as
+        relayed.
 
         Layer by layer from the output down: what is reached is all that any position reached so far can see.
         """
         pinned = Spans.of((run.start, run.stop) for run in pins)
         is_global = Spans.of((run.start, run.stop) for run in seers).within(0, n_tokens)
-        flags = Flagged(n=n_tokens, pinned=pinned, is_global=is_global)
+        flags = Flagged(n=n_tokens, pinned=pinned, is_global=is_global, hierarchy=hierarchy)
         last = Spans.points([n_tokens - 1])
         direct, held, reached = Spans(), Spans(), last
         for pattern in reversed(patterns):
@@ -103,7 +109,7 @@ class Frame:
 
     def sight(self, length: int) -> Sight:
         """What the last of `length` tokens can know of."""
-        return Sight.of(self.config.patterns, length, self.pins, self.seers)
+        return Sight.of(self.config.patterns, length, self.pins, self.seers, self.config.hierarchy)
 
     def account(self, length: int, reuse: str, cached: int) -> dict[str, Any]:
         """What the model could see when `length` tokens were known, as answers say it."""
