@@ -7,7 +7,7 @@ output down to the input. That a path exists says what the model can know at mos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -186,19 +186,16 @@ def cone(
     beside = beside or Beside()
     flags = _flagged(patterns, n_tokens, pinned_positions, global_positions, beside)
     last = Spans.points([n_tokens - 1])
-    direct = pinned = global_seen = recalled = summarised = Spans()
+    kinds = {kind: Spans() for kind in ("direct", "pinned", "global_seen", "recalled", "summarised")}
     reached = through_windows = last
     at_most = [last]
     layers: list[LayerReach] = []
     for number, pattern in reversed(list(enumerate(patterns, start=1))):
         shown = flags.window_keys(pattern, last)
-        direct |= shown
         pins, globals_ = flags.pin_keys(pattern, last), flags.global_keys(pattern, last)
-        pinned |= pins
-        global_seen |= globals_
-        summarised |= flags.summary_keys(pattern, last)
         back = beside.recalled[number - 1].within(0, n_tokens) if beside.recalled else Spans()
-        recalled |= back
+        ways = (shown, pins, globals_, back, flags.summary_keys(pattern, last))
+        kinds = {kind: spans | more for (kind, spans), more in zip(kinds.items(), ways, strict=True)}
         reached = flags.keys(pattern, reached) | back
         through_windows = flags.window_keys(replace(pattern, pins=0), through_windows)
         at_most = [
@@ -221,13 +218,18 @@ def cone(
     return Cone(
         n_tokens=n_tokens,
         layers=tuple(layers),
-        direct=direct,
-        pinned=pinned - direct,
-        global_seen=global_seen - direct - pinned,
-        recalled=recalled - direct - pinned - global_seen,
-        summarised=summarised - direct - pinned - global_seen - recalled,
         hops=tuple(hops),
+        **_apart(kinds),
     )
+
+
+def _apart(kinds: Mapping[str, Spans]) -> dict[str, Spans]:
+    """Each set without those before it."""
+    found, taken = {}, Spans()
+    for kind, spans in kinds.items():
+        found[kind] = spans - taken
+        taken |= spans
+    return found
 
 
 def _flagged(
