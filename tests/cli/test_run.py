@@ -237,6 +237,7 @@ def broken(tmp_path: Path) -> Path:
         (["MODEL", ""], 11, "nothing to read"),
         (["MODEL", "-f", "DIR/empty.txt"], 11, "empty.txt is empty"),
         (["MODEL", "-f", "-"], 11, "empty"),
+        (["MODEL", "hi", "--pin", "user:7"], 2, "no message 'user:7' to pin: the prompt's are user"),
         (["MODEL", "hi", "--pins", "17"], 12, "17 pins do not fit a window of 16"),
         (["MODEL", "hi", "--pins", "9", "--window", "8"], 12, "9 pins do not fit"),
         (["FULL", "hi", "--pins", "4"], 12, "add --window N"),

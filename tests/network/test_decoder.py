@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sash.attention import reference
 from sash.attention.pattern import AttentionPattern, TokenMeta
+from sash.attention.segment import Mask
 from sash.network import rope
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
@@ -258,3 +259,27 @@ def test_layers_may_differ_in_everything_a_layer_config_says() -> None:
         row = cache.allocate()
         parts = [decoder(Batch.pack([ids[s : s + 7]], [s], [row]), cache) for s in range(0, 30, 7)]
         assert (torch.cat(parts) - decoder(Batch.pack([ids]))).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_no_mask_or_score_grows_with_the_square_of_the_length(cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    make = Mask.of
+
+    def watched(allowed_TS: torch.Tensor, dtype: torch.dtype) -> Mask | None:
+        sizes.append(allowed_TS.numel())
+        return make(allowed_TS, dtype)
+
+    monkeypatch.setattr(Mask, "of", staticmethod(watched))
+    window, pins = 64, 2
+    config = small_config([AttentionPattern(window=window, pins=pins)])
+    decoder = small_decoder(config)
+    for n in (1000, 4000):
+        sizes.clear()
+        cache = KVCache(config, 1) if cached else None
+        batch = Batch.pack([[at % 61 for at in range(n)]], [0], [0 if cache is None else cache.allocate()])
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            decoder(batch, cache)
+        assert max(sizes) <= 256 * (256 + window)
+        assert sum(sizes) <= n * (256 + window + pins)
+        assert max(event.self_cpu_memory_usage for event in profile.events()) < 2**21  # 4,000 x 4,000 scores take 2**26

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sash.attention.pattern import AttentionPattern, TokenMeta
-from sash.attention.segment import Backend, Mask, Segment, attend
+from sash.attention.segment import Mask, Segment
 
 QUERY_BLOCK = 256
 
@@ -110,36 +110,6 @@ def _band(pattern: AttentionPattern, queries: TokenMeta, a: int, b: int, n: int)
     if back is None or (pattern.global_tokens and bool(torch.as_tensor(queries.is_global).any())):
         return 0, b if pattern.causal else n
     return max(0, a - back), b if pattern.causal else min(n, b + back)
-
-
-def attend_sequence(
-    q_THK: Tensor,
-    k_TGK: Tensor,
-    v_TGK: Tensor,
-    pattern: AttentionPattern,
-    meta: TokenMeta,
-    scale: float,
-    backend: Backend,
-) -> Tensor:
-    """Attention within one whole sequence whose keys and queries are already rotated, or never are.
-
-    Args:
-        q_THK, k_TGK, v_TGK: queries, keys, values.
-        pattern: without pins, whose keys would need the queries at the clamped distance too.
-        meta: of the T tokens, each field of shape [T].
-        scale: what q.k is multiplied by.
-        backend: what computes a segment.
-
-    Returns:
-        [T, H, K] in the dtype of the queries.
-    """
-    out_THK = torch.empty_like(q_THK)
-    k_GTK, v_GTK = k_TGK.transpose(0, 1), v_TGK.transpose(0, 1)
-    for start in range(0, q_THK.shape[0], QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, q_THK.shape[0])
-        segments = [own_segment(run, k_GTK, v_GTK) for run in own_runs(pattern, meta, start, stop, 0, q_THK.dtype)]
-        out_THK[start:stop] = attend(q_THK[start:stop], None, segments, scale, backend)
-    return out_THK
 
 
 def own_segment(run: KeyRun, k_GTK: Tensor, v_GTK: Tensor) -> Segment:

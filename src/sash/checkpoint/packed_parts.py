@@ -174,7 +174,12 @@ def packed_parts(
 def plan_parts(
     checkpoint: Checkpoint, description: Description, weights: Weights, group: int | None = None
 ) -> list[PartPlan]:
-    """How every part would be made, without reading any values; see `packed_parts`."""
+    """How every part would be made, without reading any values; see `packed_parts`.
+
+    Raises:
+        UsageError: weights or a group that cannot be.
+        UnsupportedError: a parameter that is not both in the network and in the table of its family.
+    """
     if weights not in get_args(Weights):
         raise UsageError(f"weights are packed as {', '.join(get_args(Weights))}; got {weights!r}")
     if group is not None and group not in GROUPS:

@@ -268,9 +268,17 @@ def _flagged(
         return (), ()
     how: dict[str, Any] = {"safe_prompt": prompt.safe_prompt}
     room = contract.room(lm.config.windows)
-    pins = contract.fit(contract.choose(lm.tokenizer, ids, messages or None, **how), room)
+    chosen = contract.choose(lm.tokenizer, ids, messages or None, **how)
+    absent = next((words for words, spans in chosen.items() if not spans), None)
+    if absent is not None:  # in a chat it may be still to come
+        raise UsageError(f"there is no message {absent!r} to pin: the prompt's are {_roles(messages)}")
+    pins = contract.fit(chosen, room)
     seeing = sight.choose(lm.tokenizer, ids, watched.n_written, messages or None, **how)
     return pins, sight.fit(seeing, pins, room)
+
+
+def _roles(messages: list[dict[str, str]]) -> str:
+    return " and ".join(message["role"] for message in messages) or "none"
 
 
 def _mark(

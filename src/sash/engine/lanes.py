@@ -137,6 +137,9 @@ def cost_of(config: ModelConfig, kv: str, dtype: str, *, n_drafts: int = 0, logs
     """What sequences of a model take in each lane, in bytes, by the longest they can become.
 
     `n_drafts` slots of every layer hold tokens that are guessed; with `logs` every token is kept on the host, too.
+
+    Raises:
+        UsageError: when it is asked about something that is no lane.
     """
     sizes = KV_BYTES[kv_numbers(kv, dtype)]
 

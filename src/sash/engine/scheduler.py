@@ -155,7 +155,11 @@ class Scheduler:
         return admitted
 
     def resume(self, sequence: Sequence, n_read: int) -> None:
-        """Note that a row was given the first `n_read` tokens of its sequence from elsewhere."""
+        """Note that a row was given the first `n_read` tokens of its sequence from elsewhere.
+
+        Raises:
+            UsageError: it has read something already, or that is all it knows.
+        """
         if sequence.n_read or not 0 < n_read < sequence.n_known:
             raise UsageError(f"a sequence of {sequence.n_known} tokens cannot go on after {n_read}")
         sequence.n_read = sequence.n_reused = n_read

@@ -138,6 +138,9 @@ def random_model(
         dtype: what to compute in.
         chunk: tokens of a prompt that are read at once.
         kv: what keys and values are kept as, see `sash.load`.
+
+    Raises:
+        SashError: as `plan_parts` and `load_weights` do.
     """
     precision = getattr(torch, dtype)
     checkpoint = RandomCheckpoint(config)

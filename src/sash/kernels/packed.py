@@ -145,7 +145,11 @@ class PackedWeight:
 
     @classmethod
     def of(cls, form: PackedForm, tensors: Mapping[str, Tensor]) -> PackedWeight:
-        """A weight of a form, of tensors by the names that `PackedForm.tensors` gives them."""
+        """A weight of a form, of tensors by the names that `PackedForm.tensors` gives them.
+
+        Raises:
+            UsageError: there are no data among them.
+        """
         data, scale, minimum, multiplier = (tensors.get(name) for name in _TENSORS)
         if data is None:
             raise UsageError("a packed weight needs its data")

@@ -82,6 +82,9 @@ class Batch:
             drafted: of each sequence, whether its tokens wait to be accepted; by default none do.
             device: where the step is computed.
 
+        Raises:
+            UsageError: a run of no tokens, or no runs.
+
         >>> Batch.pack([[5, 6, 7], [8]], positions=[0, 41]).positions_T.tolist()
         [0, 1, 2, 41]
         """

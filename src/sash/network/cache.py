@@ -181,18 +181,26 @@ class KVCache:
         self.lengths[row] += count
 
     def release(self, row: int) -> None:
-        """End a sequence: its row is wiped and free."""
+        """End a sequence: its row is wiped and free.
+
+        Raises:
+            UsageError: a row that is not taken.
+        """
         if row in self._free or not 0 <= row < self.n_rows:
             raise UsageError(f"row {row} is not taken")
         self.wipe(row)
         self._free.append(row)
 
     def copy_row(self, row: int, other: KVCache, other_row: int) -> None:
-        """Continue another cache's sequence in this row (a fork); the caches' configs must be equal."""
+        """Continue another cache's sequence in this row: a fork.
+
+        Raises:
+            UsageError: caches of two configurations, or that keep other numbers.
+        """
         if other.config != self.config or (other.dtype, other.numbers) != (self.dtype, self.numbers):
             raise UsageError("a row can only be copied between caches of one model that keep the same numbers")
         for pattern, store in self.stores.items():
-            store.copy_row(row, other.stores[pattern], other_row)  # type: ignore[arg-type]
+            store.copy_row(row, other.stores[pattern], other_row)  # type: ignore[arg-type]  # of one kind a pattern
         if self.summaries is not None and other.summaries is not None:
             self.summaries.copy_row(row, other.summaries, other_row)
         if self.recall is not None and other.recall is not None:

@@ -69,6 +69,9 @@ def packed_decoder(config: ModelConfig, parts: Parts, dtype: torch.dtype, backen
     Args:
         config, parts, dtype: see `network_of`; norms and routers are given this dtype.
         backend: what computes attention; None for the torch backend.
+
+    Raises:
+        UsageError: a part is not packed that has to be.
     """
     with torch.device("meta"):
         decoder = Decoder(config) if backend is None else Decoder(config, backend)
