@@ -2,6 +2,7 @@
 #pragma once
 
 #include "linear_amx.h"
+#include "linear_amx_few.h"
 
 #if defined(__AMX_TILE__)
 
@@ -265,11 +266,16 @@ inline void multiply_multiplied_tiles(const Product& product, int64_t first, int
 constexpr int64_t kVectorRows8 = 4, kVectorRows4 = 8, kVectorRows4m = 4;
 
 inline void multiply_by_tiles(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
-  if (product.linear->kind == Kind::bf16) return multiply_tiles<false>(product, first, last, row, count);
+  const bool few = product.n_rows <= kFewRows && count <= kTile;
+  if (product.linear->kind == Kind::bf16)
+    return few ? multiply_few<false>(product, first, last, row, count)
+               : multiply_tiles<false>(product, first, last, row, count);
   const bool multiplied = product.linear->multiplier != nullptr;
   if (count <= (product.linear->kind == Kind::int8 ? kVectorRows8 : multiplied ? kVectorRows4m : kVectorRows4))
     return multiply_by_vectors(product, first, last, row, count);
-  if (product.linear->kind == Kind::int8) return multiply_tiles<true>(product, first, last, row, count);
+  if (product.linear->kind == Kind::int8)
+    return few ? multiply_few<true>(product, first, last, row, count)
+               : multiply_tiles<true>(product, first, last, row, count);
   if (multiplied) return multiply_multiplied_tiles(product, first, last, row, count);
   multiply_int4_tiles(product, first, last, row, count);
 }

@@ -2,12 +2,20 @@
 // the other, and rows a few at a time, so that a line of weights that was unpacked serves them all.
 #pragma once
 
+#include <type_traits>
+
 #include "lines_isa.h"
 
 namespace sash::SASH_ISA {
 
 constexpr int64_t kRows = 8;          // Rows that share an unpacked line at most.
-constexpr int64_t kAhead = 3072;      // Bytes of weights that are asked for ahead of use.
+constexpr int64_t kAhead = 3072;      // Bytes of weights that are asked for ahead of use ...
+constexpr int64_t kAheadOfEach = 1024;  // ... and of each run of them, where several are read side by side.
+#if defined(__AVX512F__)
+constexpr int64_t kStreams = 4;       // Runs at most.
+#else
+constexpr int64_t kStreams = 1;
+#endif
 
 // act(gate) * up, both [16].
 inline f32x16 gated(f32x16 gate, f32x16 up, Activation activation) {
@@ -51,51 +59,74 @@ struct Sink {
   }
 };
 
-// Dot products of one tile of weights with rows [row, row + n), by the kind of weight.
-template <int64_t n>
-inline void tile_bf16(const Linear& linear, const char* weights, const Rows& rows, int64_t row, f32x16* out) {
-  f32x16 sum[n] = {};
+// Tiles of weights that are read side by side. A core follows a run of lines ahead of time within a page of memory only, and
+// waits for what it asks for itself a dozen lines at a time: several runs in different pages are what keeps memory busy.
+template <int64_t s>
+struct Streams {
+  const char* base;
+  int64_t apart;
+
+  Streams(const Linear& linear, int64_t tile, int64_t tiles_apart)
+      : base(linear.tile(tile)), apart(tiles_apart * linear.tile_bytes()) {}
+  const char* at(int64_t stream, int64_t offset) const { return base + stream * apart + offset; }
+  void ask(int64_t stream, int64_t offset) const { prefetch(at(stream, offset) + (s == 1 ? kAhead : kAheadOfEach)); }
+  const char* line(int64_t stream, int64_t offset) const {
+    ask(stream, offset);
+    return at(stream, offset);
+  }
+};
+
+// Dot products of `s` tiles of weights, `apart` tiles from each other, with rows [row, row + n), by the kind of weight:
+// out[tile][row].
+template <int64_t n, int64_t s>
+inline void tiles_bf16(const Linear& linear, int64_t tile, int64_t apart, const Rows& rows, int64_t row,
+                       f32x16* out) {
+  const Streams<s> from(linear, tile, apart);
+  f32x16 sum[s][n] = {};
   for (int64_t block = 0; block < linear.blocks(); ++block) {
     const char* x[n];
     for (int64_t i = 0; i < n; ++i) x[i] = rows.at(row + i, block);
-    for (int pair = 0; pair < 16; ++pair) {
-      const char* line = weights + block * 1024 + pair * 64;
-      prefetch(line + kAhead);
-      f32x16 even, odd;
-      line16(line, even, odd);
-      for (int64_t i = 0; i < n; ++i) {
-        uint16_t two[2];
-        std::memcpy(two, x[i] + pair * 4, 4);
-        sum[i] = fma16(even, all16(from_bf16(two[0])), sum[i]);
-        sum[i] = fma16(odd, all16(from_bf16(two[1])), sum[i]);
+    for (int pair = 0; pair < 16; ++pair)
+      for (int64_t j = 0; j < s; ++j) {
+        const char* line = from.line(j, block * 1024 + pair * 64);
+        f32x16 even, odd;
+        line16(line, even, odd);
+        for (int64_t i = 0; i < n; ++i) {
+          uint16_t two[2];
+          std::memcpy(two, x[i] + pair * 4, 4);
+          sum[j][i] = fma16(even, all16(from_bf16(two[0])), sum[j][i]);
+          sum[j][i] = fma16(odd, all16(from_bf16(two[1])), sum[j][i]);
+        }
       }
-    }
   }
-  for (int64_t i = 0; i < n; ++i) out[i] = sum[i];
+  for (int64_t j = 0; j < s; ++j)
+    for (int64_t i = 0; i < n; ++i) out[j * n + i] = sum[j][i];
 }
 
-template <int64_t n>
-inline void tile_int8(const Linear& linear, const char* weights, int64_t tile, const Rows& rows, int64_t row,
-                      f32x16* out) {
-  Quads sum[n], second[n];
+template <int64_t n, int64_t s>
+inline void tiles_int8(const Linear& linear, int64_t tile, int64_t apart, const Rows& rows, int64_t row,
+                       f32x16* out) {
+  const Streams<s> from(linear, tile, apart);
+  Quads sum[s][n], second[s][n];
   for (int64_t block = 0; block < linear.blocks(); ++block) {
     const char* x[n];
     for (int64_t i = 0; i < n; ++i) x[i] = rows.at(row + i, block);
-    for (int quad = 0; quad < 16; quad += 2) {
-      const char* line = weights + block * 1024 + quad * 64;
-      prefetch(line + kAhead);
-      prefetch(line + kAhead + 64);
-      const Line first = line8(line), next = line8(line + 64);
-      for (int64_t i = 0; i < n; ++i) {
-        multiply(sum[i], first, x[i] + quad * 4);
-        multiply(second[i], next, x[i] + quad * 4 + 4);
+    for (int quad = 0; quad < 16; quad += 2)
+      for (int64_t j = 0; j < s; ++j) {
+        const int64_t at = block * 1024 + quad * 64;
+        const Line first = line8(from.line(j, at)), next = line8(from.line(j, at + 64));
+        for (int64_t i = 0; i < n; ++i) {
+          multiply(sum[j][i], first, x[i] + quad * 4);
+          multiply(second[j][i], next, x[i] + quad * 4 + 4);
+        }
       }
-    }
   }
-  const f32x16 scale = load16(linear.scale8 + tile * kTile);
-  for (int64_t i = 0; i < n; ++i) {
-    join(sum[i], second[i]);
-    out[i] = as_float(sum[i].total(kShift, rows.sum[row + i])) * (all16(rows.scale[row + i]) * scale);
+  for (int64_t j = 0; j < s; ++j) {
+    const f32x16 scale = load16(linear.scale8 + (tile + j * apart) * kTile);
+    for (int64_t i = 0; i < n; ++i) {
+      join(sum[j][i], second[j][i]);
+      out[j * n + i] = as_float(sum[j][i].total(kShift, rows.sum[row + i])) * (all16(rows.scale[row + i]) * scale);
+    }
   }
 }
 
@@ -109,98 +140,141 @@ inline f32x16 minima(const Linear& linear, int64_t tile, const Rows& rows, int64
   return low;
 }
 
-template <int64_t n>
-inline void tile_int4(const Linear& linear, const char* weights, int64_t tile, const Rows& rows, int64_t row,
-                      f32x16* out) {
+// The integer products of a block of 64 inputs of `s` int4 tiles: those of the low nibbles, and of the high ones.
+template <int64_t n, int64_t s>
+inline void multiply_nibbles(const Streams<s>& from, int64_t block, const char* const* x, Quads (*low)[n],
+                             Quads (*high)[n]) {
+  for (int line = 0; line < 8; ++line)
+    for (int64_t j = 0; j < s; ++j) {
+      Line first, second;
+      lines4(from.line(j, block * 512 + line * 64), first, second);
+      for (int64_t i = 0; i < n; ++i) {
+        multiply(low[j][i], first, x[i] + line * 4);
+        multiply(high[j][i], second, x[i] + line * 4 + 32);
+      }
+    }
+}
+
+template <int64_t n, int64_t s>
+inline void tiles_int4(const Linear& linear, int64_t tile, int64_t apart, const Rows& rows, int64_t row,
+                       f32x16* out) {
+  const Streams<s> from(linear, tile, apart);
   const int64_t groups = linear.groups(), halves = 64 / linear.group;
-  const uint16_t* scales = linear.scale4 + tile * groups * kTile;
-  f32x16 sum[n] = {};
+  f32x16 sum[s][n] = {};
   for (int64_t block = 0; block < linear.blocks(); ++block) {
     const char* x[n];
     for (int64_t i = 0; i < n; ++i) x[i] = rows.at(row + i, block);
-    Quads low[n], high[n];
-    for (int j = 0; j < 8; ++j) {
-      const char* line = weights + block * 512 + j * 64;
-      prefetch(line + kAhead);
-      Line first, second;
-      lines4(line, first, second);
-      for (int64_t i = 0; i < n; ++i) {
-        multiply(low[i], first, x[i] + j * 4);
-        multiply(high[i], second, x[i] + j * 4 + 32);
-      }
-    }
+    Quads low[s][n], high[s][n];
+    multiply_nibbles<n, s>(from, block, x, low, high);
     const int64_t group = block * halves;
-    const f32x16 scale = load16_f16(scales + group * kTile);
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t at = Rows::index(groups, row + i, group), after = at + kTile;
-      if (halves == 1) {
-        join(low[i], high[i]);
-        sum[i] = fma16(as_float(low[i].total(8, rows.sum[at])), all16(rows.scale[at]) * scale, sum[i]);
-        continue;
+    for (int64_t j = 0; j < s; ++j) {
+      const uint16_t* scales = linear.scale4 + ((tile + j * apart) * groups + group) * kTile;
+      const f32x16 scale = load16_f16(scales);
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t at = Rows::index(groups, row + i, group), after = at + kTile;
+        if (halves == 1) {
+          join(low[j][i], high[j][i]);
+          sum[j][i] = fma16(as_float(low[j][i].total(8, rows.sum[at])), all16(rows.scale[at]) * scale, sum[j][i]);
+          continue;
+        }
+        sum[j][i] = fma16(as_float(low[j][i].total(8, rows.sum[at])), all16(rows.scale[at]) * scale, sum[j][i]);
+        const f32x16 next = load16_f16(scales + kTile);
+        sum[j][i] = fma16(as_float(high[j][i].total(8, rows.sum[after])), all16(rows.scale[after]) * next, sum[j][i]);
       }
-      sum[i] = fma16(as_float(low[i].total(8, rows.sum[at])), all16(rows.scale[at]) * scale, sum[i]);
-      const f32x16 next = load16_f16(scales + (group + 1) * kTile);
-      sum[i] = fma16(as_float(high[i].total(8, rows.sum[after])), all16(rows.scale[after]) * next, sum[i]);
     }
   }
-  for (int64_t i = 0; i < n; ++i) out[i] = linear.minimum ? sum[i] + minima(linear, tile, rows, row + i) : sum[i];
+  for (int64_t j = 0; j < s; ++j)
+    for (int64_t i = 0; i < n; ++i)
+      out[j * n + i] = linear.minimum ? sum[j][i] + minima(linear, tile + j * apart, rows, row + i) : sum[j][i];
 }
 
 // The same with integer multipliers: all sums are of integers, so they are those of an int8 weight, (q - 8) * multiplier.
-template <int64_t n>
-inline void tile_multiplied(const Linear& linear, const char* weights, int64_t tile, const Rows& rows, int64_t row,
-                            f32x16* out) {
+template <int64_t n, int64_t s>
+inline void tiles_multiplied(const Linear& linear, int64_t tile, int64_t apart, const Rows& rows, int64_t row,
+                             f32x16* out) {
+  const Streams<s> from(linear, tile, apart);
   const int64_t groups = linear.groups(), halves = 64 / linear.group;
-  const int8_t* multipliers = linear.multiplier + tile * groups * kTile;
-  i32x16 sum[n] = {};
+  i32x16 sum[s][n] = {};
   for (int64_t block = 0; block < linear.blocks(); ++block) {
     const char* x[n];
     for (int64_t i = 0; i < n; ++i) x[i] = rows.at(row + i, block);
-    Quads low[n], high[n];
-    for (int j = 0; j < 8; ++j) {
-      const char* line = weights + block * 512 + j * 64;
-      prefetch(line + kAhead);
-      Line first, second;
-      lines4(line, first, second);
-      for (int64_t i = 0; i < n; ++i) {
-        multiply(low[i], first, x[i] + j * 4);
-        multiply(high[i], second, x[i] + j * 4 + 32);
-      }
-    }
+    Quads low[s][n], high[s][n];
+    multiply_nibbles<n, s>(from, block, x, low, high);
     const int64_t group = block * halves;
-    const i32x16 multiplier = load16_i8(multipliers + group * kTile);
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t at = Rows::index(groups, row + i, group);
-      if (halves == 1) {
-        join(low[i], high[i]);
-        sum[i] += low[i].total(8, rows.sum[at]) * multiplier;
-        continue;
+    for (int64_t j = 0; j < s; ++j) {
+      const int8_t* multipliers = linear.multiplier + ((tile + j * apart) * groups + group) * kTile;
+      const i32x16 multiplier = load16_i8(multipliers);
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t at = Rows::index(groups, row + i, group);
+        if (halves == 1) {
+          join(low[j][i], high[j][i]);
+          sum[j][i] += low[j][i].total(8, rows.sum[at]) * multiplier;
+          continue;
+        }
+        sum[j][i] += low[j][i].total(8, rows.sum[at]) * multiplier;
+        sum[j][i] += high[j][i].total(8, rows.sum[at + kTile]) * load16_i8(multipliers + kTile);
       }
-      sum[i] += low[i].total(8, rows.sum[at]) * multiplier;
-      sum[i] += high[i].total(8, rows.sum[at + kTile]) * load16_i8(multipliers + (group + 1) * kTile);
     }
   }
-  const f32x16 scale = load16(linear.scale8 + tile * kTile);
-  for (int64_t i = 0; i < n; ++i) out[i] = as_float(sum[i]) * (all16(rows.scale[row + i]) * scale);
+  for (int64_t j = 0; j < s; ++j) {
+    const f32x16 scale = load16(linear.scale8 + (tile + j * apart) * kTile);
+    for (int64_t i = 0; i < n; ++i) out[j * n + i] = as_float(sum[j][i]) * (all16(rows.scale[row + i]) * scale);
+  }
 }
 
-template <int64_t n>
-inline void tile_rows(const Product& product, int64_t tile, int64_t row, f32x16* out) {
+template <int64_t n, int64_t s>
+inline void tiles_rows(const Product& product, int64_t tile, int64_t apart, int64_t row, f32x16* out) {
   const Linear& linear = *product.linear;
-  const char* weights = linear.tile(tile);
   if (linear.kind == Kind::bf16) {
-    tile_bf16<n>(linear, weights, product.rows, row, out);
+    tiles_bf16<n, s>(linear, tile, apart, product.rows, row, out);
   } else if (linear.kind == Kind::int8) {
-    tile_int8<n>(linear, weights, tile, product.rows, row, out);
+    tiles_int8<n, s>(linear, tile, apart, product.rows, row, out);
   } else if (linear.multiplier != nullptr) {
-    tile_multiplied<n>(linear, weights, tile, product.rows, row, out);
+    tiles_multiplied<n, s>(linear, tile, apart, product.rows, row, out);
   } else {
-    tile_int4<n>(linear, weights, tile, product.rows, row, out);
+    tiles_int4<n, s>(linear, tile, apart, product.rows, row, out);
   }
+}
+
+// Outputs of `s` runs of `count` tiles, side by side from `tile` on, for rows [row, row + n).
+template <int64_t n, int64_t s>
+inline void multiply_runs(const Product& product, int64_t tile, int64_t count, int64_t row) {
+  const Sink sink{product};
+  f32x16 even[s][n], out[s * n];
+  for (int64_t t = tile; t < tile + count; ++t) {
+    tiles_rows<n, s>(product, t, count, row, out);
+    for (int64_t j = 0; j < s; ++j)
+      for (int64_t i = 0; i < n; ++i) sink.put(row + i, t + j * count, out[j * n + i], even[j][i]);
+  }
+}
+
+// Cuts tiles [first, last) into runs of equal length, as many as are read side by side; then what is left. `body` is called
+// with their number, as a constant, the first tile and the tiles of each.
+template <class Body>
+inline void each_runs(const Product& product, int64_t first, int64_t last, Body&& body) {
+  const int64_t whole = product.finish == Finish::gate ? 2 : 1;
+  const auto cut = [&](auto runs) {
+    const int64_t count = (last - first) / runs / whole * whole;
+    if (count > 0) body(runs, first, count);
+    first += runs * count;
+  };
+  if constexpr (kStreams >= 4) cut(std::integral_constant<int64_t, 4>());
+  if constexpr (kStreams >= 2) cut(std::integral_constant<int64_t, 2>());
+  cut(std::integral_constant<int64_t, 1>());
+}
+
+// `n` rows, so few that sums of several tiles fit the registers.
+template <int64_t n>
+inline void multiply_by_runs(const Product& product, int64_t first, int64_t last, int64_t row) {
+  each_runs(product, first, last, [&](auto runs, int64_t tile, int64_t count) {
+    multiply_runs<n, runs>(product, tile, count, row);
+  });
 }
 
 // Outputs of tiles [first, last) for rows [row, row + count): `first` and `last` are even for gated pairs.
 inline void multiply_by_vectors(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
+  if (count == 1) return multiply_by_runs<1>(product, first, last, row);
+  if (count == 2) return multiply_by_runs<2>(product, first, last, row);
   const Sink sink{product};
   constexpr int64_t kTogether = 16;  // Rows that go by while a tile of weights is near.
   f32x16 even[kTogether], out[kRows];
@@ -209,10 +283,10 @@ inline void multiply_by_vectors(const Product& product, int64_t first, int64_t l
     for (int64_t tile = first; tile < last; ++tile)
       for (int64_t at = from; at < upto;) {
         const int64_t n = upto - at >= kRows ? kRows : upto - at >= 4 ? 4 : upto - at >= 2 ? 2 : 1;
-        if (n == kRows) tile_rows<kRows>(product, tile, at, out);
-        else if (n == 4) tile_rows<4>(product, tile, at, out);
-        else if (n == 2) tile_rows<2>(product, tile, at, out);
-        else tile_rows<1>(product, tile, at, out);
+        if (n == kRows) tiles_rows<kRows, 1>(product, tile, 0, at, out);
+        else if (n == 4) tiles_rows<4, 1>(product, tile, 0, at, out);
+        else if (n == 2) tiles_rows<2, 1>(product, tile, 0, at, out);
+        else tiles_rows<1, 1>(product, tile, 0, at, out);
         for (int64_t i = 0; i < n; ++i) sink.put(at + i, tile, out[i], even[at + i - from]);
         at += n;
       }

@@ -10,6 +10,8 @@
 #include <sys/mman.h>
 #endif
 
+#include "step_frame.h"
+
 namespace sash {
 
 namespace {
@@ -58,32 +60,6 @@ char* Scratch::room(size_t bytes) {
   return memory_;
 }
 
-// A unit of attention: rows [first, last) of one key/value head of one span.
-struct AttentionUnit {
-  const SpanPlan* span;
-  int64_t head, first, last;
-};
-
-struct Stepper::Frame {
-  const Plan* plan;
-  int64_t n_tokens, dim;
-  float* x;
-  char* rows;           // Prepared activations of the product at hand.
-  float* qkv;           // [tokens][heads * head_dim, twice key/value heads * head_dim]
-  int64_t qkv_stride;
-  uint16_t *q, *clamped_q;  // [key/value head][token][heads of the group][head_dim]
-  char *keys, *values;      // [key/value head][token][head_dim], as the cache holds them
-  float *key_scales, *value_scales;
-  float* attended;          // [tokens][heads * head_dim]
-  float* hidden;            // [tokens][hidden_dim]: gated, where the next product takes integers
-  char* hidden_rows;        // The same as prepared rows, where it takes bfloat16.
-  float* branch;            // [tokens][dim]: what a post norm waits for
-  const Norm* pending = nullptr;  // The post norm that `branch` still needs before it is added to x.
-  std::vector<float*> thread_floats;
-  std::vector<char*> thread_attention;
-  std::vector<std::vector<AttentionUnit>> units;  // A kind.
-};
-
 void Stepper::region(const std::function<void(Team&)>& body) {
   pool_.run([&](Team& team) {
     table_.enter();
@@ -93,6 +69,7 @@ void Stepper::region(const std::function<void(Team&)>& body) {
 }
 
 void Stepper::share_product(Team& team, const Product& product) {
+  if (product.n_rows <= kTile) return share_few(team, product);
   const Linear& linear = *product.linear;
   const int64_t blocks = ceil_div(product.n_rows, kRowBlock);
   const int64_t rows = ceil_div(ceil_div(product.n_rows, blocks), 32) * 32;
@@ -225,37 +202,56 @@ void Stepper::export_queries(const Layer& layer, const Frame& frame, int64_t ind
   }
 }
 
-void Stepper::attend_half(Team& team, const Layer& layer, Frame& frame) {
+void Stepper::commit(const Layer& layer, const Frame& frame, int64_t index, int64_t head) const {
   const AttentionWeights& a = layer.attention;
   const KindPlan& kind = frame.plan->kinds[a.kind];
+  const int64_t size = frame.plan->int8_kv ? 1 : 2, bytes = a.head_dim * size;
+  if (kind.queries != nullptr) export_queries(layer, frame, index, head);
+  for (const Write& write : kind.spans[index].writes) {
+    const Slots& s = write.slots;
+    const int64_t from = head * frame.n_tokens + write.token;
+    const int64_t at = a.layer_in_store * s.layer_stride + head * s.head_stride;
+    std::memcpy(s.keys + at, frame.keys + from * bytes, static_cast<size_t>(write.count * bytes));
+    std::memcpy(s.values + at, frame.values + from * bytes, static_cast<size_t>(write.count * bytes));
+    if (!frame.plan->int8_kv) continue;
+    const int64_t scale_at = a.layer_in_store * s.scale_layer_stride + head * s.scale_head_stride;
+    std::memcpy(s.key_scales + scale_at, frame.key_scales + from, static_cast<size_t>(write.count) * 4);
+    std::memcpy(s.value_scales + scale_at, frame.value_scales + from, static_cast<size_t>(write.count) * 4);
+  }
+}
+
+// From projected heads to attended ones, and what the step adds to the ring.
+void Stepper::attend(Team& team, const Layer& layer, Frame& frame) {
+  const AttentionWeights& a = layer.attention;
+  const KindPlan& kind = frame.plan->kinds[a.kind];
+  const int64_t n_units = static_cast<int64_t>(frame.units[a.kind].size());
+  const int64_t n_heads = static_cast<int64_t>(kind.spans.size()) * a.n_kv_heads;
+  if (frame.n_tokens <= kTile && n_units == n_heads) {
+    // Nobody but its unit reads what a span's head has in the ring: the threads need not meet in between.
+    team.share(n_units, [&](int64_t unit) {
+      const int64_t index = unit / a.n_kv_heads, head = unit % a.n_kv_heads;
+      const SpanPlan& span = kind.spans[index];
+      for (int64_t token = span.start; token < span.start + span.count; ++token) rotate_heads(layer, frame, token, head);
+      attend_unit(layer, frame, unit, frame.thread_attention[team.index()]);
+      commit(layer, frame, index, head);
+    });
+    return;
+  }
+  team.share(frame.n_tokens * a.n_kv_heads, [&](int64_t unit) {
+    rotate_heads(layer, frame, unit / a.n_kv_heads, unit % a.n_kv_heads);
+  });
+  team.share(n_units, [&](int64_t unit) { attend_unit(layer, frame, unit, frame.thread_attention[team.index()]); });
+  // Nobody reads the ring any more: what this step adds to it may overwrite what slid out.
+  team.share_open(n_heads, [&](int64_t unit) { commit(layer, frame, unit / a.n_kv_heads, unit % a.n_kv_heads); });
+}
+
+void Stepper::attend_half(Team& team, const Layer& layer, Frame& frame) {
+  const AttentionWeights& a = layer.attention;
   prepare(team, frame, frame.x, frame.dim, &layer.attention_norm, a.wqkv);
   if (team.index() == 0) frame.pending = nullptr;
   share_product(team, {&a.wqkv, Rows::in(frame.rows, Form(a.wqkv), frame.n_tokens), frame.n_tokens, frame.qkv,
                        frame.qkv_stride});
-  team.share(frame.n_tokens * a.n_kv_heads, [&](int64_t unit) {
-    rotate_heads(layer, frame, unit / a.n_kv_heads, unit % a.n_kv_heads);
-  });
-  team.share(static_cast<int64_t>(frame.units[a.kind].size()), [&](int64_t unit) {
-    attend_unit(layer, frame, unit, frame.thread_attention[team.index()]);
-  });
-  // Nobody reads the ring any more: what this step adds to it may overwrite what slid out.
-  const int64_t size = frame.plan->int8_kv ? 1 : 2, bytes = a.head_dim * size;
-  team.share_open(static_cast<int64_t>(kind.spans.size()) * a.n_kv_heads, [&](int64_t unit) {
-    const SpanPlan& span = kind.spans[unit / a.n_kv_heads];
-    const int64_t head = unit % a.n_kv_heads;
-    if (kind.queries != nullptr) export_queries(layer, frame, unit / a.n_kv_heads, head);
-    for (const Write& write : span.writes) {
-      const Slots& s = write.slots;
-      const int64_t from = head * frame.n_tokens + write.token;
-      const int64_t at = a.layer_in_store * s.layer_stride + head * s.head_stride;
-      std::memcpy(s.keys + at, frame.keys + from * bytes, static_cast<size_t>(write.count * bytes));
-      std::memcpy(s.values + at, frame.values + from * bytes, static_cast<size_t>(write.count * bytes));
-      if (!frame.plan->int8_kv) continue;
-      const int64_t scale_at = a.layer_in_store * s.scale_layer_stride + head * s.scale_head_stride;
-      std::memcpy(s.key_scales + scale_at, frame.key_scales + from, static_cast<size_t>(write.count) * 4);
-      std::memcpy(s.value_scales + scale_at, frame.value_scales + from, static_cast<size_t>(write.count) * 4);
-    }
-  });
+  attend(team, layer, frame);
   prepare(team, frame, frame.attended, a.n_heads * a.head_dim, nullptr, a.wo);
   const bool post = layer.attention_post_norm.weight != nullptr;
   share_product(team, {&a.wo, Rows::in(frame.rows, Form(a.wo), frame.n_tokens), frame.n_tokens,
@@ -305,6 +301,7 @@ void Stepper::run(const std::vector<const Layer*>& layers, const Plan& plan, flo
   const size_t tokens = static_cast<size_t>(plan.n_tokens);
   size_t rows = 0, floats = static_cast<size_t>(dim), qkv = 0, q = 0, kv = 0, heads = 0, attention = 0;
   size_t hidden = 0, hidden_rows = 0;
+  const bool one = plan.n_tokens == 1;
   bool post = false;
   const auto fit = [&](const Linear& linear) {
     rows = std::max(rows, Rows::bytes(Form(linear), plan.n_tokens));
@@ -324,7 +321,7 @@ void Stepper::run(const std::vector<const Layer*>& layers, const Plan& plan, flo
     fit(layer->feed_forward.w13);
     fit(layer->feed_forward.w2);
     const FeedForward& f = layer->feed_forward;
-    if (f.w2.kind == Kind::bf16) hidden_rows = std::max(hidden_rows, Rows::bytes(Form(f.w2), plan.n_tokens));
+    if (f.w2.kind == Kind::bf16 && !one) hidden_rows = std::max(hidden_rows, Rows::bytes(Form(f.w2), plan.n_tokens));
     else hidden = std::max(hidden, static_cast<size_t>(f.w13.tiles() / 2 * kTile));
   }
   frame.qkv_stride = static_cast<int64_t>(qkv);
@@ -340,12 +337,16 @@ void Stepper::run(const std::vector<const Layer*>& layers, const Plan& plan, flo
     frame.attended = carver.take<float>(tokens * q);
     frame.hidden = carver.take<float>(tokens * hidden);
     frame.hidden_rows = carver.take<char>(hidden_rows);
-    frame.branch = carver.take<float>(post ? tokens * static_cast<size_t>(dim) : 0);
+    frame.branch = carver.take<float>(post || one ? tokens * static_cast<size_t>(dim) : 0);
     frame.thread_floats.clear();
     frame.thread_attention.clear();
+    frame.thread_streams.clear();
+    frame.thread_rows.clear();
     for (int thread = 0; thread < pool_.size(); ++thread) {
       frame.thread_floats.push_back(carver.take<float>(floats));
       frame.thread_attention.push_back(carver.take<char>(attention));
+      frame.thread_streams.push_back(carver.take<float>(one ? static_cast<size_t>(dim) : 0));
+      frame.thread_rows.push_back(carver.take<char>(one ? rows : 0));
     }
   };
   Carver measure(nullptr);
@@ -370,6 +371,7 @@ void Stepper::run(const std::vector<const Layer*>& layers, const Plan& plan, flo
   }
 
   region([&](Team& team) {
+    if (one) return run_one(team, layers, frame);
     for (const Layer* layer : layers) {
       attend_half(team, *layer, frame);
       if (layer->has_feed_forward) feed_half(team, *layer, frame);

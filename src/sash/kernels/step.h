@@ -136,10 +136,16 @@ class Stepper {
  private:
   struct Frame;
   void attend_half(Team& team, const Layer& layer, Frame& frame);
+  void attend(Team& team, const Layer& layer, Frame& frame);
   void feed_half(Team& team, const Layer& layer, Frame& frame);
   void rotate_heads(const Layer& layer, Frame& frame, int64_t token, int64_t head);
   void attend_unit(const Layer& layer, Frame& frame, int64_t unit, char* scratch);
   void export_queries(const Layer& layer, const Frame& frame, int64_t index, int64_t head) const;
+  void commit(const Layer& layer, const Frame& frame, int64_t index, int64_t head) const;
+  void run_one(Team& team, const std::vector<const Layer*>& layers, Frame& frame);
+  void multiply_one(Team& team, Frame& frame, const float* x, const Norm* norm, const Linear& linear, float* out,
+                    Finish finish = Finish::store, Activation activation = Activation::silu);
+  void share_few(Team& team, const Product& product);
   void prepare(Team& team, Frame& frame, const float* x, int64_t stride, const Norm* norm, const Linear& linear);
   void share_product(Team& team, const Product& product);
   // The feed-forward network of prepared rows.
