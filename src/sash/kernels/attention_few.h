@@ -10,7 +10,7 @@
 
 namespace sash::SASH_ISA {
 
-constexpr int64_t kKeysAhead = 64;  // How far ahead memory is asked for keys and values.
+constexpr int64_t kKeysAhead = 128;  // How far ahead memory is asked for keys and values.
 
 class FewRows {
  public:
@@ -27,17 +27,21 @@ class FewRows {
     }
   }
 
+  // Asks for the first keys of a sweep from position `first` on.
+  void begin(const Item& item, int64_t first) const {
+    for (int64_t at = first; at < first + kKeysAhead; at += kKeyBlock) ask_for(item, at);
+  }
+
   // Makes weights of the block before, while tiles make this one's scores.
   void push(const Item& item, const BlockRows& rows) {
     const char* keys = rows.keys[0];
     int64_t stride = rows.stride;
-    ask_for(rows.keys, rows);
+    ask_for(item, item.base + kKeysAhead);
     if (!rows.whole || rows.scaled || scratch_.head_dim % 32 != 0) {
       copy_keys(rows);
       keys = reinterpret_cast<const char*>(scratch_.k);
       stride = scratch_.k_dims * 2;
     }
-    ask_for(rows.values, rows);
     gather_values(scratch_, rows, item.block);
     multiply(keys, stride);
     weigh();
@@ -101,10 +105,24 @@ class FewRows {
     }
   }
 
-  void ask_for(const char* const* rows, const BlockRows& block) const {
-    const int64_t bytes = scratch_.head_dim * (task_.runs[0].key_scales ? 1 : 2);
-    for (int64_t key = 0; key < kKeyBlock; ++key)
-      for (int64_t at = 0; at < bytes; at += 64) prefetch(rows[key] + kKeysAhead * block.stride + at);
+  // Asks for a block of keys from position `base` on, and for their values: in turns from the halves of both, which lie in
+  // different pages. A core follows a run of lines ahead of time within a page only.
+  void ask_for(const Item& item, int64_t base) const {
+    for (int64_t i = 0; i < task_.n_runs; ++i) {
+      const KeyRun& run = task_.runs[i];
+      const int64_t from = most(base, run.first_position), stop = least(base + kKeyBlock, run.first_position + run.count);
+      if ((run.sight == Sight::annex) != item.annex || from >= stop) continue;
+      const int64_t bytes = scratch_.head_dim * (run.key_scales ? 1 : 2);
+      const char* const keys = static_cast<const char*>(run.keys) + (from - run.first_position) * run.stride;
+      const char* const values = static_cast<const char*>(run.values) + (from - run.first_position) * run.stride;
+      const int64_t half = (stop - from + 1) / 2 * run.stride;
+      const auto ask = [](const char* address) { __builtin_prefetch(address, 0, 2); };
+      for (int64_t row = 0; row < half; row += run.stride)
+        for (int64_t at = row; at < row + bytes; at += 64) {
+          ask(keys + at), ask(values + at);
+          ask(keys + half + at), ask(values + half + at);
+        }
+    }
   }
 
   const AttentionTask& task_;

@@ -90,6 +90,7 @@ class Unit {
     item.first = first, item.stop = stop, item.window = window;
 #if defined(__AMX_TILE__)
     FewRows few(task_, scratch_);
+    if (n_rows_ <= 16) few.begin(item, oldest / kKeyBlock * kKeyBlock);
 #endif
     for (int64_t base = oldest / kKeyGroup * kKeyGroup; base < end; base += kKeyGroup) {
       const int64_t from = most(oldest - base, 0) / kKeyBlock;

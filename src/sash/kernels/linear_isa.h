@@ -3,6 +3,7 @@
 #pragma once
 
 #include <type_traits>
+#include <utility>
 
 #include "lines_isa.h"
 
@@ -76,58 +77,64 @@ struct Streams {
   }
 };
 
+// Calls `body` with each of 0 to n - 1 as a constant: arrays that are indexed by it live in registers.
+template <class Body, int64_t... i>
+inline __attribute__((always_inline)) void each_of(std::integer_sequence<int64_t, i...>, Body&& body) {
+  (body(std::integral_constant<int64_t, i>()), ...);
+}
+template <int64_t n, class Body>
+inline __attribute__((always_inline)) void each(Body&& body) {
+  each_of(std::make_integer_sequence<int64_t, n>(), body);
+}
+
 // Dot products of `s` tiles of weights, `apart` tiles from each other, with rows [row, row + n), by the kind of weight:
 // out[tile][row].
 template <int64_t n, int64_t s>
-inline void tiles_bf16(const Linear& linear, int64_t tile, int64_t apart, const Rows& rows, int64_t row,
-                       f32x16* out) {
+inline void tiles_bf16(const Linear& linear, int64_t tile, int64_t apart, const Rows& rows, int64_t row, f32x16* out) {
   const Streams<s> from(linear, tile, apart);
   f32x16 sum[s][n] = {};
   for (int64_t block = 0; block < linear.blocks(); ++block) {
     const char* x[n];
     for (int64_t i = 0; i < n; ++i) x[i] = rows.at(row + i, block);
     for (int pair = 0; pair < 16; ++pair)
-      for (int64_t j = 0; j < s; ++j) {
-        const char* line = from.line(j, block * 1024 + pair * 64);
+      each<s>([&](auto j) {
         f32x16 even, odd;
-        line16(line, even, odd);
-        for (int64_t i = 0; i < n; ++i) {
+        line16(from.line(j, block * 1024 + pair * 64), even, odd);
+        each<n>([&](auto i) {
           uint16_t two[2];
           std::memcpy(two, x[i] + pair * 4, 4);
           sum[j][i] = fma16(even, all16(from_bf16(two[0])), sum[j][i]);
           sum[j][i] = fma16(odd, all16(from_bf16(two[1])), sum[j][i]);
-        }
-      }
+        });
+      });
   }
-  for (int64_t j = 0; j < s; ++j)
-    for (int64_t i = 0; i < n; ++i) out[j * n + i] = sum[j][i];
+  each<s>([&](auto j) { each<n>([&](auto i) { out[j * n + i] = sum[j][i]; }); });
 }
 
 template <int64_t n, int64_t s>
-inline void tiles_int8(const Linear& linear, int64_t tile, int64_t apart, const Rows& rows, int64_t row,
-                       f32x16* out) {
+inline void tiles_int8(const Linear& linear, int64_t tile, int64_t apart, const Rows& rows, int64_t row, f32x16* out) {
   const Streams<s> from(linear, tile, apart);
   Quads sum[s][n], second[s][n];
   for (int64_t block = 0; block < linear.blocks(); ++block) {
     const char* x[n];
     for (int64_t i = 0; i < n; ++i) x[i] = rows.at(row + i, block);
     for (int quad = 0; quad < 16; quad += 2)
-      for (int64_t j = 0; j < s; ++j) {
+      each<s>([&](auto j) {
         const int64_t at = block * 1024 + quad * 64;
         const Line first = line8(from.line(j, at)), next = line8(from.line(j, at + 64));
-        for (int64_t i = 0; i < n; ++i) {
+        each<n>([&](auto i) {
           multiply(sum[j][i], first, x[i] + quad * 4);
           multiply(second[j][i], next, x[i] + quad * 4 + 4);
-        }
-      }
+        });
+      });
   }
-  for (int64_t j = 0; j < s; ++j) {
+  each<s>([&](auto j) {
     const f32x16 scale = load16(linear.scale8 + (tile + j * apart) * kTile);
-    for (int64_t i = 0; i < n; ++i) {
+    each<n>([&](auto i) {
       join(sum[j][i], second[j][i]);
       out[j * n + i] = as_float(sum[j][i].total(kShift, rows.sum[row + i])) * (all16(rows.scale[row + i]) * scale);
-    }
-  }
+    });
+  });
 }
 
 // The minima's part of an int4 product: sum over groups of minimum * (scale * sum of activations).
@@ -142,22 +149,21 @@ inline f32x16 minima(const Linear& linear, int64_t tile, const Rows& rows, int64
 
 // The integer products of a block of 64 inputs of `s` int4 tiles: those of the low nibbles, and of the high ones.
 template <int64_t n, int64_t s>
-inline void multiply_nibbles(const Streams<s>& from, int64_t block, const char* const* x, Quads (*low)[n],
-                             Quads (*high)[n]) {
+inline __attribute__((always_inline)) void multiply_nibbles(const Streams<s>& from, int64_t block, const char* const* x,
+                                                            Quads (&low)[s][n], Quads (&high)[s][n]) {
   for (int line = 0; line < 8; ++line)
-    for (int64_t j = 0; j < s; ++j) {
+    each<s>([&](auto j) {
       Line first, second;
       lines4(from.line(j, block * 512 + line * 64), first, second);
-      for (int64_t i = 0; i < n; ++i) {
+      each<n>([&](auto i) {
         multiply(low[j][i], first, x[i] + line * 4);
         multiply(high[j][i], second, x[i] + line * 4 + 32);
-      }
-    }
+      });
+    });
 }
 
 template <int64_t n, int64_t s>
-inline void tiles_int4(const Linear& linear, int64_t tile, int64_t apart, const Rows& rows, int64_t row,
-                       f32x16* out) {
+inline void tiles_int4(const Linear& linear, int64_t tile, int64_t apart, const Rows& rows, int64_t row, f32x16* out) {
   const Streams<s> from(linear, tile, apart);
   const int64_t groups = linear.groups(), halves = 64 / linear.group;
   f32x16 sum[s][n] = {};
@@ -167,25 +173,27 @@ inline void tiles_int4(const Linear& linear, int64_t tile, int64_t apart, const 
     Quads low[s][n], high[s][n];
     multiply_nibbles<n, s>(from, block, x, low, high);
     const int64_t group = block * halves;
-    for (int64_t j = 0; j < s; ++j) {
+    each<s>([&](auto j) {
       const uint16_t* scales = linear.scale4 + ((tile + j * apart) * groups + group) * kTile;
       const f32x16 scale = load16_f16(scales);
-      for (int64_t i = 0; i < n; ++i) {
+      each<n>([&](auto i) {
         const int64_t at = Rows::index(groups, row + i, group), after = at + kTile;
         if (halves == 1) {
           join(low[j][i], high[j][i]);
           sum[j][i] = fma16(as_float(low[j][i].total(8, rows.sum[at])), all16(rows.scale[at]) * scale, sum[j][i]);
-          continue;
+          return;
         }
         sum[j][i] = fma16(as_float(low[j][i].total(8, rows.sum[at])), all16(rows.scale[at]) * scale, sum[j][i]);
         const f32x16 next = load16_f16(scales + kTile);
         sum[j][i] = fma16(as_float(high[j][i].total(8, rows.sum[after])), all16(rows.scale[after]) * next, sum[j][i]);
-      }
-    }
+      });
+    });
   }
-  for (int64_t j = 0; j < s; ++j)
-    for (int64_t i = 0; i < n; ++i)
+  each<s>([&](auto j) {
+    each<n>([&](auto i) {
       out[j * n + i] = linear.minimum ? sum[j][i] + minima(linear, tile + j * apart, rows, row + i) : sum[j][i];
+    });
+  });
 }
 
 // The same with integer multipliers: all sums are of integers, so they are those of an int8 weight, (q - 8) * multiplier.
@@ -201,25 +209,25 @@ inline void tiles_multiplied(const Linear& linear, int64_t tile, int64_t apart, 
     Quads low[s][n], high[s][n];
     multiply_nibbles<n, s>(from, block, x, low, high);
     const int64_t group = block * halves;
-    for (int64_t j = 0; j < s; ++j) {
+    each<s>([&](auto j) {
       const int8_t* multipliers = linear.multiplier + ((tile + j * apart) * groups + group) * kTile;
       const i32x16 multiplier = load16_i8(multipliers);
-      for (int64_t i = 0; i < n; ++i) {
+      each<n>([&](auto i) {
         const int64_t at = Rows::index(groups, row + i, group);
         if (halves == 1) {
           join(low[j][i], high[j][i]);
           sum[j][i] += low[j][i].total(8, rows.sum[at]) * multiplier;
-          continue;
+          return;
         }
         sum[j][i] += low[j][i].total(8, rows.sum[at]) * multiplier;
         sum[j][i] += high[j][i].total(8, rows.sum[at + kTile]) * load16_i8(multipliers + kTile);
-      }
-    }
+      });
+    });
   }
-  for (int64_t j = 0; j < s; ++j) {
+  each<s>([&](auto j) {
     const f32x16 scale = load16(linear.scale8 + (tile + j * apart) * kTile);
-    for (int64_t i = 0; i < n; ++i) out[j * n + i] = as_float(sum[j][i]) * (all16(rows.scale[row + i]) * scale);
-  }
+    each<n>([&](auto i) { out[j * n + i] = as_float(sum[j][i]) * (all16(rows.scale[row + i]) * scale); });
+  });
 }
 
 template <int64_t n, int64_t s>
