@@ -248,7 +248,7 @@ inline void tiles_rows(const Product& product, int64_t tile, int64_t apart, int6
 template <int64_t n, int64_t s>
 inline void multiply_runs(const Product& product, int64_t tile, int64_t count, int64_t row) {
   const Sink sink{product};
-  f32x16 even[s][n], out[s * n];
+  f32x16 even[s][n] = {}, out[s * n];
   for (int64_t t = tile; t < tile + count; ++t) {
     tiles_rows<n, s>(product, t, count, row, out);
     for (int64_t j = 0; j < s; ++j)
