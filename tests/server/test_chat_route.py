@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 
 def test_a_chat_is_answered_as_the_model_itself_answers_it(running, client):
     reply = client.chat("hello", temperature=0, max_tokens=12, logprobs=True)
@@ -100,3 +102,11 @@ def test_what_nothing_reads_is_named_in_a_header(client):
     assert reply.status == 200
     assert reply.headers["x-sash-ignored"] == "num_ctx, stream_options.colour"
     assert json.loads(reply.content)["object"] == "chat.completion"
+
+
+@pytest.mark.parametrize(("name", "shown"), [(" ", "?"), ("a b ", "a?b?"), ("", "?"), ("\r\nx: y", "??x:?y")])
+def test_whatever_a_field_is_called_its_name_is_no_broken_header(client, name, shown):
+    for path, body in (("/tokenize", {"prompt": "a"}), ("/v1/chat/completions", {"messages": [], "max_tokens": 1})):
+        reply = client.post(path, {**body, name: 1})
+        assert reply.status in (200, 400)
+        assert path != "/tokenize" or reply.headers["x-sash-ignored"] == shown

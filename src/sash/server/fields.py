@@ -177,5 +177,9 @@ def ignored(fields: Fields, strict: bool) -> str:
 
 
 def _printable(name: str) -> str:
-    """A field's name as it may stand in a header."""
-    return "".join(c if c.isascii() and c.isprintable() and c != "," else "?" for c in name[:60])
+    """A field's name as it may stand in a header, which neither begins nor ends with a space.
+
+    >>> _printable("a b "), _printable(""), _printable("a,")
+    ('a?b?', '?', 'a?')
+    """
+    return "".join(c if c.isascii() and c.isprintable() and c not in ", " else "?" for c in name[:60]) or "?"
