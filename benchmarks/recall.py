@@ -108,8 +108,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=11)
     parser.add_argument("--layers", default=None, help="1,4,...; or calibrated; by default as with_recall chooses")
     parser.add_argument("--kv", default="auto")
+    parser.add_argument("--weights", default="auto")
     asked = parser.parse_args()
-    full = load_decoder(asked.model, kv=asked.kv)
+    full = load_decoder(asked.model, kv=asked.kv, weights=asked.weights)
     told = asked.layers and asked.layers != "calibrated"
     layers = [int(part) for part in asked.layers.split(",")] if told else None
     if asked.layers == "calibrated":

@@ -55,7 +55,7 @@ class Variants(Reader):
 
         All keys and values are kept in a log on the host. Every few tokens the blocks that the last queries want most
         are put beside the window for the next ones; see `sash.network.recall`. Prompts are read in pieces, so that what
-        is brought back follows what is read; the last tokens of what is fed are taken for a question and read a few at
+        is brought back follows what is read; the last tokens of what is fed are taken for a question and read one at
         a time. Layers that recall hold the beginning of the text too, if the model pins nothing else.
 
         Args:
@@ -63,7 +63,8 @@ class Variants(Reader):
                 the window.
             layers: which layers recall, counted from 0; by default those that `calibrate_recall` has found for these
                 weights, and else those whose window was forced on them, or all with a window if none was.
-            **settings: fields of `sash.network.recall_points.RecallSettings`: block, piece, question, step.
+            **settings: fields of `sash.network.recall_points.RecallSettings`: block, piece, question, step, stride,
+                queries.
 
         Raises:
             UsageError: settings that cannot be, or layers without a window.

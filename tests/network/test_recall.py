@@ -67,8 +67,8 @@ def check_both_ways(kv: str, **sizes: int) -> None:
     network = native_pair(**sizes)[0]
     network = network.with_config(network.config.with_annex(8))
     for settings in (
-        RecallSettings(block=2, piece=5, question=4, step=2),
-        RecallSettings(block=4, piece=30, question=12, step=12),
+        RecallSettings(block=2, piece=5, question=4, step=2, stride=2, queries=2),
+        RecallSettings(block=4, piece=30, question=12, step=12, stride=12, queries=12),
     ):
         runs = [
             read(network, settings, [30, 1, 29], kv=kv, dtype=torch.bfloat16, natively=way) for way in (True, False)
@@ -111,7 +111,7 @@ def test_the_native_network_brings_back_the_same(kv):
     apart_T = (got - wanted).norm(dim=1) / wanted.norm(dim=1)
     assert apart_T.median() < 0.05
     check_both_ways(kv)
-    some = RecallSettings(block=2, piece=5, question=4, step=2)
+    some = RecallSettings(block=2, piece=5, question=4, step=2, stride=2, queries=2)
     network = network.with_config(network.config.with_annex(8))
     assert not torch.equal(read(network, some, [30, 1, 29], dtype=torch.bfloat16)[0], got)
 
@@ -120,7 +120,7 @@ def test_what_is_brought_back_is_out_of_sight_unpinned_and_what_the_log_holds():
     config = small_config([AttentionPattern(window=W, pins=3, annex=8)] * 2)
     config = replace(config, trained_windows=(None, None))
     decoder = small_decoder(config)
-    _, cache = read(decoder, RecallSettings(block=2, piece=8, question=3, step=1), [20, 1, 1, 30])
+    _, cache = read(decoder, RecallSettings(block=2, piece=8, question=3, step=1, stride=1, queries=1), [20, 1, 1, 30])
     store, length = store_of(cache), 52
     tags_LGC = store.annex.tags[1] & BLOCK
     assert tags_LGC.shape == (2, 2, 4)
@@ -140,7 +140,7 @@ def test_what_is_brought_back_is_out_of_sight_unpinned_and_what_the_log_holds():
 def test_the_best_key_of_a_block_speaks_for_it():
     """Against the definition: of each head's queries, the one that gives a block's best key most of all attention."""
     decoder = small_decoder(small_config([AttentionPattern(window=W, annex=6)]))
-    settings = RecallSettings(block=2, piece=50, question=2, step=2)
+    settings = RecallSettings(block=2, piece=50, question=2, step=2, stride=2, queries=2)
     _, cache = read(decoder, settings, [50])
     store = store_of(cache)
     queries_NHK = store.tap.of(1)[0].double()
@@ -161,7 +161,9 @@ def test_what_is_too_far_away_stands_where_the_layer_was_trained_to_see(kv, tole
     config = replace(small_config(patterns, context=40), trained_windows=(W, None))
     layers = tuple(replace(layer, rope=RopeConfig(theta=50.0, layout=layout)) for layer in config.layers)
     decoder = small_decoder(replace(config, layers=layers))
-    _, cache = read(decoder, RecallSettings(block=2, piece=8, question=3, step=1), [20, 1, 1, 36, 1, 1], kv=kv)
+    _, cache = read(
+        decoder, RecallSettings(block=2, piece=8, question=3, step=1, stride=1, queries=1), [20, 1, 1, 36, 1, 1], kv=kv
+    )
     store, mixing = store_of(cache), cache.mixing
     (run,) = store.log.held(1, 0, LENGTH)
     slots, logged = store.slots(1, "annex"), store.log.slots(1, run)
@@ -206,7 +208,7 @@ def test_true_distances_stay_within_the_context():
 @torch.inference_mode()
 def test_rows_forks_and_wiping():
     decoder = small_decoder(small_config([AttentionPattern(window=W, annex=6)] * 2))
-    settings = RecallSettings(block=2, piece=8, question=3, step=1)
+    settings = RecallSettings(block=2, piece=8, question=3, step=1, stride=1, queries=1)
     alone, cache = read(decoder, settings, [30, 1, 1])
     fork = KVCache(decoder.config, 1, recall=settings)
     fork.copy_row(fork.allocate(), cache, 1)
@@ -235,7 +237,7 @@ def test_a_row_depends_neither_on_chunks_nor_on_company(kv):
     """Bit for bit: rankings lie at positions, and go by the last tokens' queries however these were cut into steps."""
     network = native_pair()[0]
     network = network.with_config(network.config.with_annex(8))
-    settings = RecallSettings(block=2, piece=12, question=9, step=3)
+    settings = RecallSettings(block=2, piece=12, question=9, step=3, stride=3, queries=3)
     alone, cache = read(network, settings, [LENGTH], kv=kv, dtype=torch.bfloat16, asked=50)
     for sizes in ([17, 1, 26, 2, 14], [1] * LENGTH, [36, 13, 1, 10]):
         again, other = read(network, settings, sizes, kv=kv, dtype=torch.bfloat16, asked=50)
@@ -259,7 +261,7 @@ def test_a_row_depends_neither_on_chunks_nor_on_company(kv):
 @torch.inference_mode()
 def test_a_row_that_was_taken_back_is_ranked_after_its_next_step():
     decoder = small_decoder(small_config([AttentionPattern(window=W, annex=6)] * 2))
-    _, cache = read(decoder, RecallSettings(block=2, piece=8, question=3, step=4), [40, 1])
+    _, cache = read(decoder, RecallSettings(block=2, piece=8, question=3, step=4, stride=4, queries=4), [40, 1])
     tags = store_of(cache).annex.tags[1].clone()
     cache.rewind(1, 38)
     assert store_of(cache).annex.count(1) == 0

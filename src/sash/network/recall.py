@@ -165,7 +165,7 @@ class _Part:
         self._scale = config.attention_scale if config.attention_scale is not None else config.head_dim**-0.5
         self._clamped = ClampedKeys(config, store, mixing, settings.block)
         self._room = 0 if store.annex is None else store.annex.n_slots // settings.block
-        store.tap = self.tap = QueryTap(layout.n_layers, config.n_heads, layout.head_dim, settings.step)
+        store.tap = self.tap = QueryTap(layout.n_layers, config.n_heads, layout.head_dim, settings.queries)
         self._natively = (
             native.available()
             and layout.device.type == "cpu"

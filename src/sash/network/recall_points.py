@@ -13,7 +13,7 @@ from sash.errors import UsageError
 from sash.network.sizing import LOG_BLOCK
 
 NEAR = 4096
-"""Tokens of a text up to which an answer is ranked every `step` of its tokens; of one twice as long half as often."""
+"""Tokens of a text up to which every `stride`th token of an answer ranks; of one twice as long half as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,19 +24,24 @@ class RecallSettings:
         block: tokens that are brought back together.
         piece: of a text that is read, tokens between two rankings.
         question: how many of the last tokens of a text are taken for the question about it.
-        step: tokens between two rankings from there on; also, how many last tokens' queries are ranked by.
+        step: of the question, tokens between two rankings. What is told has to be there when the question's last token
+            is read, and its last words ask for it best.
+        stride: of an answer to a text that is not long, tokens between two rankings.
+        queries: how many last tokens' queries are ranked by.
     """
 
     block: int = 16
     piece: int = 128
     question: int = 32
-    step: int = 4
+    step: int = 1
+    stride: int = 2
+    queries: int = 4
 
     def __post_init__(self) -> None:
         if self.block < 1 or LOG_BLOCK % self.block:
             raise UsageError(f"blocks of {self.block} tokens do not divide {LOG_BLOCK}: use 8, 16, 32 or 64")
-        if min(self.piece, self.step) < 1 or self.question < 0:
-            raise UsageError("pieces and steps of a text have 1 token or more")
+        if min(self.piece, self.step, self.stride, self.queries) < 1 or self.question < 0:
+            raise UsageError("pieces and steps of a text have 1 token or more, and 1 query or more ranks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +59,20 @@ class Points:
     def after(self, position: int) -> int:
         """The first point behind a position: so many tokens have been read there.
 
-        >>> points = Points(RecallSettings(piece=100, question=6, step=3), 203)
-        >>> [points.after(at) for at in (0, 99, 100, 200, 204, 8191, 8192)]
-        [100, 100, 200, 204, 207, 8196, 8196]
+        >>> points = Points(RecallSettings(piece=100, question=6, step=3, stride=2), 203)
+        >>> [points.after(at) for at in (0, 99, 100, 200, 204, 209, 4095, 4096, 8191, 8192)]
+        [100, 100, 200, 204, 207, 210, 4096, 4100, 8192, 8200]
         """
         told = self.settings
         coarse = (position // told.piece + 1) * told.piece
         if self.asked is None or coarse <= self.asked:
             return coarse
-        base, stride = max(position, self.asked), told.step
-        if base >= self.asked + told.question:
-            while base >= NEAR * stride // told.step and stride < told.piece:
-                stride *= 2
+        base = max(position, self.asked)
+        if base < self.asked + told.question:
+            return min(coarse, (base // told.step + 1) * told.step)
+        stride, near = told.stride, NEAR
+        while base >= near and stride < told.piece:
+            stride, near = 2 * stride, 2 * near
         return min(coarse, (base // stride + 1) * stride)
 
     def due(self, length: int) -> bool:
@@ -75,8 +82,8 @@ class Points:
     def sizes(self, position: int, count: int) -> list[int]:
         """How many of `count` tokens from a position on are read at a time.
 
-        >>> Points(RecallSettings(piece=100, question=6, step=3), 203).sizes(90, 120)
-        [10, 100, 4, 3, 3]
+        >>> Points(RecallSettings(piece=100, question=6, step=3, stride=2), 203).sizes(90, 122)
+        [10, 100, 4, 3, 3, 2]
         """
         found, at, end = [], position, position + count
         while at < end:
