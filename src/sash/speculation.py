@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sash.engine.draft_model import DraftNetwork, Follower
 from sash.engine.proposer import PromptLookup, Speculation
 from sash.errors import UsageError
-
-if TYPE_CHECKING:
-    from sash.reading import Reader
+from sash.reading import Reader
 
 PROBE = "The quick brown fox, 1234567890 (naïve, 東京)!\n\tdef f(x): return {x: 'y'}"
 
@@ -36,8 +32,6 @@ def speculation_of(wanted: object, model: Reader) -> Speculation | None:
         UsageError: nothing that could, a model of another vocabulary, or one whose windows overlap or bring back
             what left them.
     """
-    from sash.reading import Reader
-
     if wanted is None or wanted == "off":
         return None
     if getattr(model, "overlap", None) is not None:
