@@ -25,7 +25,7 @@ Depths = Annotated[
     str,
     typer.Option("-d", "--depths", metavar="N,...", help="Where what is asked for stands: 0 the head, 100 the end."),
 ]
-Trials = Annotated[int, typer.Option("-n", "--trials", help="Prompts of each kind.")]
+Trials = Annotated[int, typer.Option("--trials", help="Prompts of each kind.")]
 Methods = Annotated[
     str, typer.Option("-m", "--methods", metavar="NAME,...", help="Ways to read, see `sash eval methods`.")
 ]
