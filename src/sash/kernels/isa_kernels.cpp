@@ -20,6 +20,7 @@ void enter() { tile_config(); }
 void leave() { tile_release(); }
 void multiply(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
   multiply_by_tiles(product, first, last, row, count);
+  if (streams(product)) _mm_sfence();  // What went past the caches is there before other threads are told of it.
 }
 #else
 void enter() {}

@@ -247,7 +247,6 @@ inline void multiply_tiles(const Product& product, int64_t first, int64_t last, 
       multiply_panel<integer>(product, panel, tile, last - tile >= 2 ? 2 : 1, row, count,
                               sums + (tile - first) / 2 * layout.pair, layout.stride);
     }
-  if (streams(product)) _mm_sfence();
 }
 
 }  // namespace sash::SASH_ISA

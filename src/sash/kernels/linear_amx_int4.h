@@ -196,7 +196,6 @@ inline void multiply_int4_tiles(const Product& product, int64_t first, int64_t l
                 [&](int64_t i, int64_t j) { return load16(sums + (i / kTile * 2 + j) * 256 + i % kTile * 16); });
     }
   }
-  if (streams(product)) _mm_sfence();
 }
 
 constexpr int64_t kSlice = 8;  // Blocks of a weight tile that are unpacked ahead of the tiles' products.
@@ -259,7 +258,6 @@ inline void multiply_multiplied_tiles(const Product& product, int64_t first, int
       multiply_panel<true>(product, {unpacked, panel_bytes, from, rows.width(from)}, tile, n, row, count,
                            sums + (tile - first) / 2 * layout.pair, layout.stride);
     }
-  if (streams(product)) _mm_sfence();
 }
 
 // So many rows of integers are faster without tiles, and exactly the same.
