@@ -57,7 +57,9 @@ class QueryTap:
         if old is None or old.end != span.position or not room:
             return _Kept(out_LNHK, count, end)
         before = min(room, old.count)
-        out_LNHK[:, room - before : room] = old.queries_LNHK[:, self.n_tokens - before :]
+        # Layer by layer: a larger copy wakes torch's threads, which then spin where the kernels' own want to run.
+        for out_NHK, old_NHK in zip(out_LNHK, old.queries_LNHK, strict=True):
+            out_NHK[room - before : room] = old_NHK[self.n_tokens - before :]
         return _Kept(out_LNHK, before + count, end)
 
     def take(self, layer: int, q_THK: Tensor) -> None:
