@@ -36,7 +36,7 @@ def speculation_of(wanted: object, model: Reader) -> Speculation | None:
         return None
     if getattr(model, "overlap", None) is not None:
         raise UsageError("windows that overlap are read again before any guess could be: leave the guessing out")
-    if any(pattern.annex for pattern in model.config.patterns):
+    if model.config.n_annex:
         raise UsageError("what is brought back into sight is chosen anew for every token: leave the guessing out")
     if wanted == "lookup":
         return PromptLookup()

@@ -96,8 +96,7 @@ def perplexity_command(
         data |= {"dtype": str(lm.dtype).removeprefix("torch."), "kv_dtype": lm.kv_dtype}
         data |= {"window": window_json(lm.config), "overlap": None if lm.overlap is None else asdict(lm.overlap)}
         data["hierarchy"] = None if lm.config.hierarchy is None else asdict(lm.config.hierarchy)
-        n_annex = max(pattern.annex for pattern in lm.config.patterns)
-        data["recall"] = None if lm.recall is None else {**asdict(lm.recall), "slots": n_annex}
+        data["recall"] = None if lm.recall is None else {**asdict(lm.recall), "slots": lm.config.n_annex}
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
         return
     _draw_perplexity(lm, found)
@@ -124,8 +123,7 @@ def _draw_perplexity(lm: LM, found: Perplexity) -> None:
             ]
         ]
     if lm.recall is not None:
-        n_annex = max(pattern.annex for pattern in lm.config.patterns)
-        rows += [["recall", f"{n_annex:,} slots a layer, blocks of {lm.recall.block} tokens"]]
+        rows += [["recall", f"{lm.config.n_annex:,} slots a layer, blocks of {lm.recall.block} tokens"]]
     if lm.overlap is not None:
         again = f"at most {lm.overlap.window:,} tokens a reading, {lm.overlap.stride:,} of them new"
         rows += [["overlap", f"{again}: {found.reads_a_token:.2f} tokens read for each one predicted"]]

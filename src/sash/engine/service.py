@@ -176,6 +176,10 @@ class Service:
                 self._state = "draining"
             return self._changed.wait_for(lambda: not self._n_open or self._state == "dead", timeout=seconds)
 
+    def settle(self, seconds: float) -> bool:
+        """Wait until what was read before is on disk, or so long; whether it is. Here nothing goes there."""
+        return True
+
     def stop(self) -> None:
         """End now: what still runs ends with an error. Returns once the thread has ended."""
         with self._changed:

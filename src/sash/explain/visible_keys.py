@@ -30,8 +30,9 @@ class Beside:
     @staticmethod
     def of(config: ModelConfig, recalled: Sequence[Spans] = ()) -> Beside:
         """Of a model."""
-        annexed = any(pattern.annex for pattern in config.patterns)
-        return Beside(hierarchy=config.hierarchy, recalled=recalled, recalls=annexed and config.hierarchy is None)
+        return Beside(
+            hierarchy=config.hierarchy, recalled=recalled, recalls=config.n_annex > 0 and config.hierarchy is None
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

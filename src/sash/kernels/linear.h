@@ -51,8 +51,9 @@ constexpr int64_t kFewRows = 32;  // So many rows meet weights that stream by; m
 constexpr int64_t kDepth = 32;    // Blocks of a panel of many long rows: 256 rows of one stay in the second-level cache.
 
 // Prepared rows: values in tiles of 16 rows, [panel][tile][block of 64 bytes][row][64 bytes]; a panel has kDepth blocks,
-// or all where there are at most two panels of them or few rows. Integers have for each row and group a scale, the sum of the quantised values, and their product, [tile][group][row]. Where one scale serves a whole
-// row, it is that of group 0 of one.
+// or all where there are at most two panels of them or few rows. Integers have for each row and group a scale, the sum of
+// the quantised values, and their product, [tile][group][row]. Where one scale serves a whole row, it is that of group 0
+// of one.
 struct Rows {
   char* values = nullptr;
   int64_t tiles = 0;

@@ -48,7 +48,6 @@ inline void multiply_few(const Product& product, int64_t first, int64_t last, in
         finish_block(product, sums[j], row, count, tile + j * length + t - second, 1 + second);
     }
   });
-  if (streams(product)) _mm_sfence();
 }
 
 }  // namespace sash::SASH_ISA

@@ -243,8 +243,6 @@ inline void multiply_multiplied_tiles(const Product& product, int64_t first, int
                                       int64_t count) {
   const Linear& linear = *product.linear;
   const Rows& rows = product.rows;
-  if (product.n_rows <= kFewRows && count <= kTile)
-    return multiply_few_multiplied_tiles(product, first, last, row, count);
   const Sums layout(product, count);
   const int64_t panel_bytes = rows.depth * 1024;
   char* const unpacked = own_scratch(static_cast<size_t>(2 * panel_bytes) + layout.bytes(last - first));
@@ -274,7 +272,9 @@ inline void multiply_by_tiles(const Product& product, int64_t first, int64_t las
   if (product.linear->kind == Kind::int8)
     return few ? multiply_few<true>(product, first, last, row, count)
                : multiply_tiles<true>(product, first, last, row, count);
-  if (multiplied) return multiply_multiplied_tiles(product, first, last, row, count);
+  if (multiplied)
+    return few ? multiply_few_multiplied_tiles(product, first, last, row, count)
+               : multiply_multiplied_tiles(product, first, last, row, count);
   multiply_int4_tiles(product, first, last, row, count);
 }
 

@@ -20,8 +20,6 @@ namespace {
 constexpr int64_t kRowBlock = 256;
 // Large pages: activations of a long step touch thousands of small ones, again and again.
 constexpr size_t kPage = 2 << 20;
-// Weights that a thread claims at once: long enough to be streamed, short enough for all to end together.
-constexpr int64_t kClaimBytes = 128 << 10;
 
 float* row_of(float* x, int64_t row, int64_t stride) { return x + row * stride; }
 
@@ -74,7 +72,7 @@ void Stepper::share_product(Team& team, const Product& product) {
   const int64_t blocks = ceil_div(product.n_rows, kRowBlock);
   const int64_t rows = ceil_div(ceil_div(product.n_rows, blocks), 32) * 32;
   const int64_t tiles = linear.tiles(), fair = ceil_div(tiles, 4 * team.size());
-  int64_t chunk = product.n_rows > 32 ? 8 : std::max<int64_t>(2, kClaimBytes / linear.tile_bytes());
+  int64_t chunk = product.n_rows > kFewRows ? 8 : std::max<int64_t>(2, kClaimBytes / linear.tile_bytes());
   chunk = std::min(chunk, std::max<int64_t>(2, fair)) / 2 * 2;
   const int64_t chunks = ceil_div(tiles, chunk);
   team.share(blocks * chunks, [&](int64_t unit) {

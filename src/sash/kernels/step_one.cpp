@@ -7,13 +7,6 @@
 
 namespace sash {
 
-namespace {
-
-// Weights that a thread claims at once: long enough to be streamed, short enough for all to end together.
-constexpr int64_t kClaimBytes = 128 << 10;
-
-}  // namespace
-
 // Parts of nearly equal size, so that none is left over at the end. Tiles of a gated pair stay together.
 void Stepper::share_few(Team& team, const Product& product) {
   const int64_t whole = product.finish == Finish::gate ? 2 : 1;

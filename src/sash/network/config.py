@@ -184,6 +184,11 @@ class ModelConfig:
         return tuple(layer.pattern for layer in self.layers)
 
     @property
+    def n_annex(self) -> int:
+        """Slots of the largest annex of any layer; 0 where none has one."""
+        return max(pattern.annex for pattern in self.patterns)
+
+    @property
     def windows(self) -> tuple[int | None, ...]:
         """The window of each layer; None where it is full."""
         return tuple(layer.pattern.window for layer in self.layers)
@@ -297,7 +302,7 @@ class ModelConfig:
             raise ConfigError(f"blocks of {hierarchy.block} tokens do not fit a window of {smallest}: use smaller ones")
         if any(pattern.dilation > 1 for pattern in patterns):
             raise ConfigError("summaries are of windows without dilation")
-        if self.hierarchy is None and any(pattern.annex for pattern in self.patterns):
+        if self.hierarchy is None and self.n_annex:
             raise ConfigError("the annex is taken already: summaries and recall cannot be together")
         return replace(self.with_annex(0).with_annex(hierarchy.n_slots, layers), hierarchy=hierarchy)
 

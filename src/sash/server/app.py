@@ -188,8 +188,7 @@ def _add_sessions(app: FastAPI, place: Place) -> None:
     @app.post("/v1/sessions/{name}/save", response_class=Response)
     async def save_session(request: Request, name: str) -> Response:
         """Keep a session over a restart: wait until what was read is on disk, and note how far it has got."""
-        settle = getattr(place.service, "settle", lambda seconds: True)
-        session = await asyncio.to_thread(place.sessions.save, owner_of(request), name, settle)
+        session = await asyncio.to_thread(place.sessions.save, owner_of(request), name, place.service.settle)
         return _json(session.to_json())
 
     @app.delete("/v1/sessions/{name}", response_class=Response)

@@ -177,7 +177,7 @@ def frame(config: ModelConfig, asked: Window | None, prompt: Prompt, n_written: 
 
 def _check_annexes(config: ModelConfig, asked: Window) -> None:
     """Refuse what cannot be beside summaries and what is brought back."""
-    if asked.global_ and any(pattern.annex for pattern in config.patterns):
+    if asked.global_ and config.n_annex:
         raise UsageError("this server remembers what left the window in its own way: leave out window.global")
     block = 0 if config.hierarchy is None else config.hierarchy.block
     if any(pattern.window < block for pattern in config.patterns if pattern.window is not None and pattern.annex):
