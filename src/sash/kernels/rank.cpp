@@ -26,12 +26,13 @@ void choose(const float* share, int64_t n_blocks, int64_t n_chosen, std::vector<
 void Stepper::rank(const Ranking& r, const std::vector<RankedStretch>& stretches, int64_t n_blocks, int64_t* out) {
   const int64_t per_group = r.n_heads / r.n_kv_heads, n_rows = r.n_tokens * per_group;
   const int64_t n_units = r.n_layers * r.n_kv_heads, stride = (n_blocks + 15) / 16 * 16;
-  const size_t query_bytes = static_cast<size_t>((n_units * n_rows * r.head_dim * 2 + 63) / 64 * 64);
-  const size_t floats = static_cast<size_t>(n_units * (n_rows + 1) * stride);
-  char* const room = scratch_.room(query_bytes + floats * 4);
-  uint16_t* const q = reinterpret_cast<uint16_t*>(room);
-  float* const products = reinterpret_cast<float*>(room + query_bytes);
-  float* const shares = products + n_units * n_rows * stride;
+  uint16_t* q = nullptr;
+  float *products = nullptr, *shares = nullptr;
+  scratch_.carve([&](Carver& carver) {
+    q = carver.take<uint16_t>(static_cast<size_t>(n_units * n_rows * r.head_dim));
+    products = carver.take<float>(static_cast<size_t>(n_units * n_rows * stride));
+    shares = carver.take<float>(static_cast<size_t>(n_units * stride));
+  });
   for (int64_t unit = 0; unit < n_units; ++unit)
     for (int64_t row = 0; row < n_rows; ++row) {
       const uint16_t* from = r.queries + unit / r.n_kv_heads * r.layer_step + row / per_group * r.token_step;

@@ -8,6 +8,7 @@
 #include "blocks.h"
 #include "linear.h"
 #include "pool.h"
+#include "scratch.h"
 #include "table.h"
 
 namespace sash {
@@ -91,21 +92,6 @@ struct Plan {
   std::vector<KindPlan> kinds;
 };
 
-// Memory of a step that lives on to the next one.
-class Scratch {
- public:
-  Scratch() = default;
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch();
-  // `bytes` aligned to 64; what was there before is lost where it grows.
-  char* room(size_t bytes);
-
- private:
-  char* memory_ = nullptr;
-  size_t held_ = 0;
-};
-
 class Stepper {
  public:
   Stepper(Pool& pool, const KernelTable& table) : pool_(pool), table_(table) {}
@@ -146,6 +132,8 @@ class Stepper {
   void multiply_one(Team& team, Frame& frame, const float* x, const Norm* norm, const Linear& linear, float* out,
                     Finish finish = Finish::store, Activation activation = Activation::silu);
   void share_few(Team& team, const Product& product);
+  // x += norm(branch) of a row, where a layer's output is normalised before it is added; `own` holds `dim` numbers.
+  void add_branch(Frame& frame, const Norm& post, int64_t row, float* own);
   void prepare(Team& team, Frame& frame, const float* x, int64_t stride, const Norm* norm, const Linear& linear);
   void share_product(Team& team, const Product& product);
   // The feed-forward network of prepared rows.

@@ -36,6 +36,12 @@ struct Stepper::Frame {
   std::vector<char*> thread_rows;
   std::vector<char*> thread_attention;
   std::vector<std::vector<AttentionUnit>> units;  // A kind.
+
+  // Points all of the above into scratch memory that is large enough for any of the layers.
+  void lay_out(const std::vector<const Layer*>& layers, const KernelTable& table, int n_threads, Scratch& scratch);
+
+  // Cuts the attention of each kind of layer into units.
+  void share_attention(const std::vector<const Layer*>& layers, int n_threads);
 };
 
 }  // namespace sash
