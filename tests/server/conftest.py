@@ -8,8 +8,8 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,16 @@ _spec.loader.exec_module(_small_models)
 
 WINDOW = 24
 VOCABULARY = 259
+PATIENCE = 240.0
+"""Seconds after which what has to come never will: nothing that passes depends on them, however slow the machine."""
+
+
+def wait(done: Callable[[], Any]) -> None:
+    """Wait for something that has to come."""
+    until = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.002)
 
 
 def small_lm(patterns: list[AttentionPattern] | None = None, **changes: Any) -> LM:
@@ -50,14 +60,11 @@ class Client:
     def request(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, raw: bytes | None = None
     ) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        sent = raw if raw is not None else None if body is None else json.dumps(body).encode()
-        given = {"Content-Type": "application/json"} if sent is not None else {}
-        connection.request(method, path, sent, {**given, **(headers or {})})
-        response = connection.getresponse()
-        reply = Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
-        connection.close()
-        return reply
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)) as connection:
+            sent = raw if raw is not None else None if body is None else json.dumps(body).encode()
+            given = {"Content-Type": "application/json"} if sent is not None else {}
+            connection.request(method, path, sent, {**given, **(headers or {})})
+            return Reply.of(connection.getresponse())
 
     def post(self, path: str, body: Any = None, **options: Any) -> Reply:
         return self.request("POST", path, body, **options)
@@ -69,8 +76,16 @@ class Client:
         fields = {"max_tokens": 8, "messages": [{"role": "user", "content": content}], **fields}
         return self.post("/v1/chat/completions", fields)
 
+    @contextmanager
+    def begun(self, content: str = "hello", **fields: Any) -> Iterator[http.client.HTTPResponse]:
+        """A chat as a stream that has begun: its status is there, and nothing of it was read."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)) as connection:
+            fields = {"messages": [{"role": "user", "content": content}], "stream": True, **fields}
+            connection.request("POST", "/v1/chat/completions", json.dumps(fields), {"Content-Type": "application/json"})
+            yield connection.getresponse()
+
     def socket(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
 
 class Reply:
@@ -78,6 +93,11 @@ class Reply:
 
     def __init__(self, status: int, headers: dict[str, str], content: bytes) -> None:
         self.status, self.headers, self.content = status, headers, content
+
+    @classmethod
+    def of(cls, response: http.client.HTTPResponse, before: bytes = b"") -> Reply:
+        """The rest of a response, of which some was read."""
+        return cls(response.status, {k.lower(): v for k, v in response.getheaders()}, before + response.read())
 
     @property
     def json(self) -> Any:
@@ -107,15 +127,18 @@ class Running:
         self.lm, self.service, self.server = lm, service, server
         self.client = Client(server.port)
 
-    def wait_idle(self, seconds: float = 60.0) -> None:
+    def busy(self) -> tuple[int, int]:
+        """Requests with a row, and those that wait for one."""
+        figures = self.service.figures()
+        return figures.running, figures.waiting
+
+    def wait_busy(self, running: int, waiting: int = 0) -> None:
+        """Until so many run and wait: of those that do not end by themselves."""
+        wait(lambda: self.busy() == (running, waiting))
+
+    def wait_idle(self) -> None:
         """Until no row is taken."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            figures = self.service.figures()
-            if not (figures.running or figures.waiting or figures.rows_used):
-                return
-            time.sleep(0.01)
-        raise AssertionError(f"rows are still taken: {self.service.figures()}")
+        wait(lambda: self.busy() == (0, 0) and not self.service.figures().rows_used)
 
 
 @contextmanager
@@ -135,15 +158,12 @@ def serving(lm: LM | None = None, *, snapshots: bool = False, **settings: Any) -
     server = Server(app, chosen)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    until = time.monotonic() + 60
-    while not server.started and time.monotonic() < until:
-        time.sleep(0.005)
-    assert server.started
+    wait(lambda: server.started)
     try:
         yield Running(lm, service, server)
     finally:
         server.should_exit = server.force_exit = True
-        thread.join(10)
+        thread.join(PATIENCE)
         service.stop()
 
 
@@ -168,6 +188,18 @@ def serve() -> Any:
 @pytest.fixture(scope="session")
 def lm() -> LM:
     return small_lm()
+
+
+@pytest.fixture(scope="session")
+def until() -> Any:
+    """Waits for a condition that has to come."""
+    return wait
+
+
+@pytest.fixture(scope="session")
+def rest_of() -> Any:
+    """The reply of a response that was begun."""
+    return Reply.of
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import httpx2
 
@@ -25,7 +26,8 @@ from sash.server.running import Server, make_service
 from sash.server.settings import Settings
 
 NAME = "small"
-PATIENCE = 60.0
+PATIENCE = 240.0
+"""Seconds after which what has to come never will: nothing that passes depends on them, however slow the machine."""
 
 
 def until(done: Callable[[], Any], seconds: float = PATIENCE, pause: float = 0.005) -> None:
@@ -87,42 +89,139 @@ def serving(lm: LM, **settings: Any) -> Iterator[Live]:
 
 
 class Process:
-    """`sash serve` in a process of its own."""
+    """`sash serve` in a process of its own, on a port that the system chose; it takes requests.
 
-    def __init__(self, model: Path, *flags: str, wait: bool = True) -> None:
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            self.port = int(one.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}"
-        arguments = ["serve", str(model), "--port", str(self.port), "--alias", NAME, "--kv-memory", "64M", *flags]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "sash", *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        if wait:
-            until(lambda: self.status() == 200, pause=0.05)
+    Attributes:
+        url, port: where it is.
+        said: the lines of its standard error so far.
+    """
+
+    def __init__(self, model: Path, *flags: str, nursery: Nursery | None = None) -> None:
+        """`nursery` forks it from a process that has imported all it needs, instead of starting it anew."""
+        arguments = ["serve", str(model), "--port", "0", "--alias", NAME, "--kv-memory", "64M", *flags]
+        reader, writer = os.pipe()
+        self._child: Child = _start(arguments, writer) if nursery is None else nursery.fork(arguments, writer)
+        os.close(writer)
+        self.url, self.said = "", list[str]()
+        self._serves = threading.Event()
+        self._reading = threading.Thread(target=self._read, args=(reader,), daemon=True)
+        self._reading.start()
+        assert self._serves.wait(PATIENCE), self.said
+        assert self.url, self.said
+        self.port = int(self.url.rsplit(":", 1)[1])
+
+    def _read(self, reader: int) -> None:
+        with open(reader, encoding="utf-8") as lines:
+            for line in lines:
+                self.said.append(line.rstrip("\n"))
+                if line.startswith("serving  http"):
+                    self.url = line.split()[1]
+                    self._serves.set()
+        self._serves.set()
 
     def status(self) -> int | None:
         """The status of /health; None while nobody listens."""
-        assert self.process.poll() is None, self.process.communicate()[1]
         try:
-            return httpx2.get(f"{self.url}/health", trust_env=False, timeout=5).status_code
+            return httpx2.get(f"{self.url}/health", trust_env=False, timeout=PATIENCE).status_code
         except httpx2.HTTPError:
             return None
 
     def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        os.kill(self._child.pid, number)
 
-    def wait(self, seconds: float = PATIENCE) -> tuple[int, str]:
+    def wait(self) -> tuple[int, str]:
         """The exit code, and what was said on standard error."""
-        _, said = self.process.communicate(timeout=seconds)
-        return self.process.returncode, said
+        code = self._child.wait()
+        self._reading.join(PATIENCE)
+        return code, "\n".join(self.said)
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+        """Whatever it does, it ends."""
+        self._child.kill()
+        self.wait()
+
+
+class Child(Protocol):
+    """A process that can be waited for, again and again."""
+
+    pid: int
+
+    def wait(self) -> int:
+        """The exit code; a signal that ended it as a negative number."""
+        ...
+
+    def kill(self) -> None:
+        """End it, unless it has ended."""
+
+
+def _start(arguments: list[str], errors: int) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "sash", *arguments], stderr=errors, env=environment)
+
+
+class Nursery:
+    """Forks `sash serve` again and again from one process that has imported everything and has no threads.
+
+    A server that starts takes seconds of a processor, nearly all of it for imports: much, fifty times over.
+    """
+
+    CODE = """if True:
+        import json, os, socket, sys
+        import uvicorn, sash.cli.serve, sash.loading, sash.server.app, sash.server.running, sash.text.huggingface
+        from sash import cli
+        channel = socket.socket(fileno=int(sys.argv[1]))
+        while True:
+            line, files, _, _ = socket.recv_fds(channel, 65536, 1)
+            if not line:
+                break
+            child = os.fork()
+            if child == 0:
+                channel.close()
+                os.dup2(files[0], 2)
+                os.close(files[0])
+                sys.exit(cli.execute(json.loads(line)))
+            os.close(files[0])
+            channel.sendall(f"{child}\\n".encode())
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            channel.sendall(f"{code}\\n".encode())
+    """
+
+    def __init__(self) -> None:
+        self._channel, other = socket.socketpair()
+        self._answers = self._channel.makefile("r")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.CODE, str(other.fileno())],
+            pass_fds=[other.fileno()], env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        other.close()
+
+    def fork(self, arguments: list[str], errors: int) -> Forked:
+        """A server; the one before has to have been waited for."""
+        socket.send_fds(self._channel, [json.dumps(arguments).encode()], [errors])
+        return Forked(int(self._answers.readline()), self._answers)
+
+    def close(self) -> None:
+        self._channel.shutdown(socket.SHUT_RDWR)
+        self._answers.close()
+        self._channel.close()
+        self.process.wait()
+
+
+class Forked:
+    """A child of the nursery."""
+
+    def __init__(self, pid: int, answers: IO[str]) -> None:
+        self.pid, self._answers = pid, answers
+        self._code: int | None = None
+
+    def wait(self) -> int:
+        if self._code is None:
+            self._code = int(self._answers.readline())
+        return self._code
+
+    def kill(self) -> None:
+        if self._code is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def request_bytes(path: str, body: bytes, *, host: str = "127.0.0.1", extra: str = "") -> bytes:

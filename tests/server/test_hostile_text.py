@@ -20,10 +20,10 @@ import pytest
 
 from sash.loading import load_decoder
 from tests.cli.conftest import SPECIAL, write_model
-from tests.server.live import NAME, Live, serving
+from tests.server.live import NAME, PATIENCE, Live, serving
 
 CHAOS = os.environ.get("SASH_CHAOS") == "1"
-pytestmark = pytest.mark.timeout(3600 if CHAOS else 300)
+pytestmark = pytest.mark.timeout(7200 if CHAOS else 900)
 N_TEXTS = 2000 if CHAOS else 120
 
 CONTROL = (
@@ -107,7 +107,7 @@ def texts() -> Iterator[tuple[str, str]]:
 
 def test_no_text_becomes_a_control_token_or_opens_a_file(live: Live):
     watch, tokenizer = Watch(), live.lm.tokenizer
-    with httpx2.Client(base_url=live.url, trust_env=False, timeout=60) as client:
+    with httpx2.Client(base_url=live.url, trust_env=False, timeout=PATIENCE) as client:
 
         def ids_of(messages: list[dict[str, str]]) -> list[int]:
             answer = client.post("/tokenize", json={"model": NAME, "messages": messages})

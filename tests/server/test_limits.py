@@ -1,6 +1,7 @@
 """Who may call, how much they may send, how long they may take, and what becomes of them if they leave."""
 
 import base64
+import contextlib
 import json
 import socket
 import struct
@@ -10,21 +11,24 @@ import pytest
 from starlette.routing import Route
 
 KEY = "s3cret-key-1"
-PATIENCE = 30.0
 BODY = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 100_000, "ignore_eos": True}
 
 
-def send(client, text, body=b""):
+def send(client, text, body=b"", *, small=False):
     """A request as bytes; the socket it was sent on."""
     wire = client.socket()
-    wire.sendall(text.replace("\n", "\r\n").encode() + body)
+    if small:
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with contextlib.suppress(ConnectionError):  # the server may have heard enough before all is said
+        wire.sendall(text.replace("\n", "\r\n").encode() + body)
     return wire
 
 
-def post(client, body, *, path="/v1/chat/completions"):
+def post(client, body, *, small=False):
+    """A chat, on a socket that holds little of the answer, or much."""
     content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\nHost: localhost\nContent-Type: application/json\nContent-Length: {len(content)}\n\n"
-    return send(client, head, content)
+    head = "POST /v1/chat/completions HTTP/1.1\nHost: localhost\nContent-Type: application/json\n"
+    return send(client, f"{head}Content-Length: {len(content)}\n\n", content, small=small)
 
 
 def received(wire):
@@ -39,24 +43,25 @@ def received(wire):
     return b"".join(parts)
 
 
+def heard(wire):
+    """Whether the server has begun to answer; False where it has cut the connection off."""
+    try:
+        return bool(wire.recv(1, socket.MSG_PEEK))
+    except ConnectionError:
+        return False
+
+
 def reset(wire):
     """Leave without a word."""
     wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     wire.close()
 
 
-def wait_running(running, count):
-    until = time.monotonic() + PATIENCE
-    while running.service.figures().running < count and time.monotonic() < until:
-        time.sleep(0.002)
-    assert running.service.figures().running == count
-
-
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("leave", [socket.socket.close, reset])
 def test_a_client_that_leaves_frees_its_row(running, client, stream, leave):
     wires = [post(client, {**BODY, "stream": stream}) for _ in range(4)]
-    wait_running(running, 4)
+    running.wait_busy(4)
     for wire in wires:
         leave(wire)
     running.wait_idle()
@@ -65,7 +70,7 @@ def test_a_client_that_leaves_frees_its_row(running, client, stream, leave):
 
 def test_a_client_that_leaves_the_queue_is_forgotten(running, client):
     wires = [post(client, BODY) for _ in range(12)]
-    wait_running(running, 8)
+    running.wait_busy(8, 4)
     for wire in reversed(wires):
         wire.close()
     running.wait_idle()
@@ -73,9 +78,7 @@ def test_a_client_that_leaves_the_queue_is_forgotten(running, client):
 
 def test_more_than_may_wait_are_told_when_to_come_back(running, client):
     wires = [post(client, {**BODY, "n": 8}) for _ in range(3)]
-    until = time.monotonic() + PATIENCE
-    while running.service.figures().waiting < 16 and time.monotonic() < until:
-        time.sleep(0.002)
+    running.wait_busy(8, 16)
     reply = client.chat(stream=True)
     assert (reply.status, reply.error["code"]) == (429, "queue_full")
     assert 1 <= int(reply.headers["retry-after"]) <= 30
@@ -85,58 +88,62 @@ def test_more_than_may_wait_are_told_when_to_come_back(running, client):
 
 
 class TestSlow:
+    """A server without patience cuts off a client that was kept from speaking, too: such a one tries again."""
+
     @pytest.fixture(scope="class")
     @classmethod
     def running(cls, serve):
-        with serve(read_timeout=0.5, write_timeout=0.5, keep_alive=0.5) as running:
+        with serve(read_timeout=0.3, write_timeout=0.3, keep_alive=0.3) as running:
             yield running
+
+    def answer(self, client, text):
+        while not (reply := received(send(client, text))):
+            continue
+        return reply
 
     def test_headers_that_do_not_end_are_not_waited_for(self, running, client):
         wire = send(client, "GET /health HTTP/1.1\nHost: localhost\nX: ")
-        began = time.monotonic()
-        try:
-            while time.monotonic() - began < PATIENCE:
+        with contextlib.suppress(ConnectionError):
+            while True:
                 wire.sendall(b"x")
-                time.sleep(0.05)
-        except ConnectionError:
-            pass
-        assert time.monotonic() - began < PATIENCE
+                time.sleep(0.03)
+        wire.close()
         assert received(client.socket()) == b""
 
     def test_a_body_that_does_not_end_is_not_waited_for(self, running, client):
-        wire = send(client, "POST /tokenize HTTP/1.1\nHost: localhost\nContent-Length: 100\n\n{")
-        reply = received(wire)
+        reply = self.answer(client, "POST /tokenize HTTP/1.1\nHost: localhost\nContent-Length: 100\n\n{")
         assert b"408" in reply.split(b"\r\n")[0]
         assert b"body_too_slow" in reply
 
-    def test_a_client_that_does_not_read_is_ended(self, running, client):
-        wire = client.socket()
-        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    def test_a_client_that_does_not_read_is_ended(self, running, client, until):
         fields = {**BODY, "stream": True, "logprobs": True, "top_logprobs": 20}
-        content = json.dumps(fields).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
-        wire.sendall(head.encode() + content)
-        wait_running(running, 1)
+        began = running.service.figures().finished.get("cancelled", 0)
+        wires = []
+        while not wires or not heard(wires[-1]):
+            wires.append(post(client, fields, small=True))
+        until(lambda: running.service.figures().finished.get("cancelled", 0) > began)
         running.wait_idle()
-        wire.close()
+        for wire in wires:
+            wire.close()
 
     def test_an_idle_connection_ends(self, running, client):
-        wire = send(client, "GET /health HTTP/1.1\nHost: localhost\n\n")
-        assert received(wire).startswith(b"HTTP/1.1 200")
+        reply = self.answer(client, "GET /health HTTP/1.1\nHost: localhost\n\n")
+        assert reply.startswith(b"HTTP/1.1 200")
 
 
 def test_bodies_and_headers_have_a_size(serve):
     with serve(max_body=10_000) as running:
         client = running.client
         for headers in ("Content-Length: 20000", "Transfer-Encoding: chunked"):
-            chunk = b"x" * 20_000 if "Length" in headers else b"4e20\r\n" + b"x" * 20_000 + b"\r\n"
+            chunk = b"x" * 20_000 if "Length" in headers else b"4e20\r\n" + b"x" * 20_000 + b"\r\n0\r\n\r\n"
             wire = send(client, f"POST /tokenize HTTP/1.1\nHost: localhost\n{headers}\n\n", chunk)
             assert received(wire).startswith(b"HTTP/1.1 413")
         many = "".join(f"x-{n}: 1\n" for n in range(101))
         wire = send(client, f"GET /health HTTP/1.1\nHost: localhost\n{many}\n")
         assert b" 431 " in received(wire).split(b"\r\n")[0]
         long = send(client, f"GET /health HTTP/1.1\nHost: localhost\nx: {'y' * 70_000}\n\n")
-        assert received(long).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
+        reply = received(long)  # which may be lost with the connection: not all was read of what was said
+        assert reply == b"" or reply.startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
         assert client.get("/health", headers={f"x-{n}": "1" for n in range(101)}).error["code"] == "too_many_headers"
         assert client.post("/tokenize", {"prompt": "x" * 9_000}).status == 200
 

@@ -20,10 +20,10 @@ from schemathesis import GenerationMode
 
 from sash.loading import load_decoder
 from tests.cli.conftest import write_model
-from tests.server.live import NAME, Live, serving, until
+from tests.server.live import NAME, PATIENCE, Live, serving, until
 
 CHAOS = os.environ.get("SASH_CHAOS") == "1"
-pytestmark = pytest.mark.timeout(3600 if CHAOS else 300)
+pytestmark = pytest.mark.timeout(7200 if CHAOS else 900)
 N_CASES = 10_000 if CHAOS else 240
 TEXT_ROUTES = ("/tokenize", "/detokenize", "/v1/window")
 WHOLE: dict[str, dict[str, Any]] = {
@@ -56,11 +56,11 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.fixture
 def client(live: Live) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=live.url, trust_env=False, timeout=60) as client:
+    with httpx2.Client(base_url=live.url, trust_env=False, timeout=PATIENCE) as client:
         expected = live.lm.generate(str(HEALTHY["prompt"]), max_tokens=8, temperature=0.0).text
         yield client
         assert client.post("/v1/completions", json=HEALTHY).json()["choices"][0]["text"] == expected
-        until(live.free, 20)
+        until(live.free)
         assert live.service.health.state == "ready"
 
 

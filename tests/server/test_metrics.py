@@ -1,7 +1,5 @@
 """/metrics, /health, /v1/models, /tokenize, /docs: what a server says of itself."""
 
-import time
-
 from prometheus_client.parser import text_string_to_metric_families
 
 
@@ -14,11 +12,13 @@ def samples(client):
     }
 
 
-def test_every_token_is_counted(running, client):
+def test_every_token_is_counted(running, client, until):
     before = samples(client)
     usage = client.chat("x" * 60, max_tokens=9, ignore_eos=True).json["usage"]
     client.chat(model="gpt-4")
     running.wait_idle()
+    refused = ("sash_requests_refused_total", (("status", "404"),))
+    until(lambda: samples(client).get(refused, 0) > before.get(refused, 0))  # told after the answer was sent
     after = samples(client)
 
     def grown(name, **labels):
@@ -37,18 +37,20 @@ def test_every_token_is_counted(running, client):
     assert ("sash_kv_bytes", (("kind", "full_equivalent"),)) in after
 
 
-def test_answers_that_nobody_waits_for_are_counted_too(running, client):
-    before = samples(client).get(("sash_request_success_total", (("finished_reason", "cancelled"),)), 0)
+def test_answers_that_nobody_waits_for_are_counted_too(running, client, until):
+    def cancelled():
+        return samples(client).get(("sash_request_success_total", (("finished_reason", "cancelled"),)), 0)
+
+    before = cancelled()
     wire = client.socket()
     body = b'{"messages":[{"role":"user","content":"x"}],"max_tokens":100000,"ignore_eos":true}'
     wire.sendall(
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     )
-    while not running.service.figures().running:
-        time.sleep(0.002)
+    running.wait_busy(1)
     wire.close()
+    until(lambda: cancelled() == before + 1)
     running.wait_idle()
-    assert samples(client)["sash_request_success_total", (("finished_reason", "cancelled"),)] == before + 1
 
 
 def test_health_and_models(running, client):

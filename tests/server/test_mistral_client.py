@@ -144,7 +144,7 @@ def test_a_stream_that_is_left(client: Mistral, live: Live):
     with client.chat.stream(messages=HELLO, **{**GREEDY, "max_tokens": 100_000}) as events:
         next(iter(events))
         assert live.service.figures().running == 1
-    until(live.free, 10)
+    until(live.free)
 
 
 def test_the_async_client(live: Live):

@@ -15,7 +15,7 @@ from openai import OpenAI
 
 from sash.loading import load_decoder
 from tests.cli.conftest import write_model
-from tests.server.live import NAME, Live, serving, until
+from tests.server.live import NAME, PATIENCE, Live, serving, until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 GREEDY: dict[str, Any] = {"model": NAME, "temperature": 0, "max_tokens": 12}
@@ -36,7 +36,7 @@ def client(live: Live) -> Iterator[OpenAI]:
 
 
 def client_of(live: Live, key: str = KEY) -> OpenAI:
-    return OpenAI(base_url=f"{live.url}/v1", api_key=key, max_retries=0, timeout=60)
+    return OpenAI(base_url=f"{live.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
 
 
 def test_a_chat(client: OpenAI, live: Live):
@@ -205,7 +205,7 @@ def test_a_closed_stream_frees_its_row(client: OpenAI, live: Live):
         next(iter(stream))
         assert live.service.figures().running == 1
         stream.close()
-        until(live.free, 10)
+        until(live.free)
 
 
 def test_too_many_are_told_to_come_back(client: OpenAI, live: Live):
@@ -226,7 +226,7 @@ def test_too_many_are_told_to_come_back(client: OpenAI, live: Live):
         client.chat.completions.create(**asked, stream=True)
     assert int(caught.value.response.headers["retry-after"]) >= 1
     assert caught.value.code == "queue_full"
-    assert live.service.figures().running == 4
+    until(lambda: live.service.figures().running == 4)
     until(lambda: len(streams) >= 4)
 
     def all_left() -> bool:

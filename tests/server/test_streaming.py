@@ -1,5 +1,6 @@
 """Streams: what goes wrong in the midst of one is said in it, and nobody else notices."""
 
+import itertools
 import threading
 
 import pytest
@@ -10,43 +11,55 @@ from sash.server.mail import Box, Post
 FIELDS = {"temperature": 0, "max_tokens": 30, "ignore_eos": True}
 
 
+LONG = 240.0
+
+
 @pytest.fixture
 def running(serve):
-    with serve(ping_seconds=0.2) as running:
+    with serve(ping_seconds=0.05) as running:
         yield running
 
 
 @pytest.fixture
-def faults(running, monkeypatch):
-    """Tokens after which the network's logits of a prompt that begins with these words become NaN."""
+def halt(running, monkeypatch):
+    """Has the network wait before its logits of some later call, until it is told to go on; and then fail, or not."""
     decoder = running.lm.decoder
-    honest = decoder.logits
-    left = {"rows": -1}
+    honest, calls = decoder.logits, itertools.count()
 
-    def logits(hidden):
-        found = honest(hidden)
-        if left["rows"] >= 0:
-            left["rows"] -= len(found)
-            if left["rows"] < 0:
-                return torch.full_like(found, float("nan"))
-        return found
+    def before(call, *, fails):
+        go_on = threading.Event()
 
-    monkeypatch.setattr(decoder, "logits", logits)
-    return left
+        def logits(hidden):
+            found = honest(hidden)
+            if next(calls) != call:
+                return found
+            assert go_on.wait(LONG)
+            return torch.full_like(found, float("nan")) if fails else found
+
+        monkeypatch.setattr(decoder, "logits", logits)
+        return go_on
+
+    return before
 
 
-@pytest.mark.parametrize("after", [0, 5])
-@pytest.mark.parametrize("stream", [True, False])
-def test_numbers_that_are_none_end_the_answer_with_an_error(running, client, faults, stream, after):
-    faults["rows"] = after
+@pytest.mark.parametrize(("stream", "call"), [(True, 0), (False, 0), (False, 6)])
+def test_numbers_that_are_none_end_the_answer_with_an_error(running, client, halt, stream, call):
+    halt(call, fails=True).set()
     reply = client.chat("x", **FIELDS, stream=stream)
-    if stream and after:
-        assert reply.status == 200
-        *chunks, last = reply.events
-        assert last["error"]["code"] == "not_finite"
-        assert sum(len(event["choices"]) for event in chunks) >= 2
-    else:
-        assert (reply.status, reply.error["code"]) == (500, "not_finite")
+    assert (reply.status, reply.error["code"]) == (500, "not_finite")
+    running.wait_idle()
+    assert client.chat("x", **FIELDS).status == 200
+
+
+def test_numbers_that_are_none_in_the_midst_of_a_stream_are_said_in_it(running, client, halt, rest_of):
+    go_on = halt(5, fails=True)
+    with client.begun("x", **FIELDS) as begun:
+        go_on.set()  # now that the status is out
+        reply = rest_of(begun)
+    assert reply.status == 200
+    *chunks, last = reply.events
+    assert last["error"]["code"] == "not_finite"
+    assert sum(len(event["choices"]) for event in chunks) >= 2
     running.wait_idle()
     assert client.chat("x", **FIELDS).status == 200
 
@@ -77,19 +90,13 @@ def test_a_fault_in_writing_an_answer_down_is_an_error_event(running, client, mo
     running.wait_idle()
 
 
-def test_a_stream_in_which_nothing_comes_says_that_it_lives(running, client, monkeypatch):
-    gate = threading.Event()
-    honest = running.lm.decoder.logits
-    steps = iter(range(1000))
-
-    def slowly(hidden):
-        if next(steps) == 3:
-            gate.wait(0.7)
-        return honest(hidden)
-
-    monkeypatch.setattr(running.lm.decoder, "logits", slowly)
-    reply = client.chat("x", **FIELDS, stream=True)
-    assert reply.content.count(b": ping\n\n") >= 2
+def test_a_stream_in_which_nothing_comes_says_that_it_lives(running, client, halt, rest_of):
+    go_on, seen = halt(3, fails=False), b""
+    with client.begun("x", **FIELDS) as begun:
+        while seen.count(b": ping\n\n") < 2:
+            seen += begun.read1(1000)
+        go_on.set()
+        reply = rest_of(begun, seen)
     assert reply.events[-1]["choices"][0]["finish_reason"] == "length"
 
 
@@ -107,7 +114,7 @@ def test_a_box_keeps_what_was_put_in_order_and_has_a_bound():
         filler.start()
         got = []
         while len(got) < 100:
-            got += await asyncio.wait_for(box.take(), 60)
+            got += await asyncio.wait_for(box.take(), LONG)
         filler.join()
         assert got == list(range(100))
         assert box.put("x", 1000)

@@ -20,7 +20,7 @@ from sash.loading import load_decoder
 from sash.text.mistral import MistralTokenizer
 from tests.cli.conftest import write_model
 from tests.conftest import small_config, small_decoder
-from tests.server.live import NAME, Live, serving
+from tests.server.live import NAME, PATIENCE, Live, serving
 
 TOKENIZER = "mistral_instruct_tokenizer_240323.model.v3"
 
@@ -56,7 +56,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.fixture
 def openai_client(live: Live) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as client:
         yield client
 
 
@@ -128,7 +128,7 @@ def mistral_live() -> Iterator[Live]:
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_a_function_is_called(mistral_live: Live, choice: Any):
-    with OpenAI(base_url=f"{mistral_live.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with OpenAI(base_url=f"{mistral_live.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as client:
         asked = sampled(0, tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False)
         answer = client.chat.completions.create(**asked, seed=3)
         assert answer.choices[0].finish_reason == "tool_calls"
@@ -185,7 +185,7 @@ def test_no_gap_is_filled_by_models_that_were_not_made_for_it(mistral_client: Mi
 @pytest.mark.models
 def test_a_real_model_keeps_to_a_form():
     lm = load_decoder("smollm2-135m-instruct")
-    with serving(lm) as live, OpenAI(base_url=f"{live.url}/v1", api_key="none", timeout=300) as client:
+    with serving(lm) as live, OpenAI(base_url=f"{live.url}/v1", api_key="none", timeout=PATIENCE) as client:
         question: Any = [{"role": "user", "content": "Is the sky on a clear day red or blue? Answer in JSON."}]
         asked: dict[str, Any] = {"model": NAME, "messages": question, "temperature": 0, "max_tokens": 60}
         parsed = client.chat.completions.parse(**asked, response_format=Verdict).choices[0].message.parsed

@@ -153,8 +153,9 @@ class Service:
         with self._changed:
             if self._state in ("draining", "dead"):
                 raise DrainingError(self._error or "the server is finishing what it has: try again later")
-            waiting = self._steps.scheduler.n_waiting + len(self._arrived)
+            # In this order: the engine's thread may give rows meanwhile, and nobody is refused for whom there is one.
             free = 0 if self._steps.scheduler.short else self._steps.scheduler.admission.n_free
+            waiting = self._steps.scheduler.n_waiting + len(self._arrived)
             if waiting >= self._max_waiting + free:
                 raise QueueFullError(f"{waiting} requests wait already: try again later")
             self._arrived.append(ticket)

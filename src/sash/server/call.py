@@ -51,6 +51,7 @@ class Call:
         self._tickets: list[Ticket] = []
         self._watcher: asyncio.Task[None] | None = None
         self._early: list[Part] = []
+        self._failure: ApiError | None = None
         self.gone = False
         self.sequences: dict[int, Sequence] = {}
 
@@ -94,13 +95,13 @@ class Call:
     @property
     def done(self) -> bool:
         """Whether every sequence is over, and all that it wrote was given out by `parts`."""
-        return not self._early and len(self.sequences) == len(self._jobs)
+        return not self._early and self._failure is None and len(self.sequences) == len(self._jobs)
 
     async def begun(self, seconds: float) -> None:
         """Wait until the engine has taken up the first sequence, or for some time at most.
 
         Raises:
-            ApiError: a sequence failed before anything was written.
+            ApiError: a sequence has failed already.
             ClientGoneError: the client left.
         """
         timer = asyncio.get_running_loop().call_later(seconds, self._box.wake)
@@ -110,23 +111,33 @@ class Call:
                 self._early = await self.parts()
         finally:
             timer.cancel()
+        if self._failure is not None:
+            raise self._failure
 
     async def parts(self) -> list[Part]:
         """What has come since the last call; perhaps nothing, where `Box.wake` rang.
 
         Raises:
-            ApiError: a sequence failed, or the client reads too slowly.
+            ApiError: a sequence failed, and all that came before it was given out; or the client reads too slowly.
             ClientGoneError: the client left.
         """
         if self._early:
             parts, self._early = self._early, []
             return parts
+        if self._failure is not None:
+            raise self._failure
         parts = await self._box.take()
         if self.gone:
             raise ClientGoneError
-        for part in parts:
-            if part.ended is not None:
-                self._end(part.index, part.ended, part.reason)
+        for place, part in enumerate(parts):
+            try:
+                if part.ended is not None:
+                    self._end(part.index, part.ended, part.reason)
+            except ApiError as error:
+                self._failure = error
+                if not place:
+                    raise
+                return parts[:place]
         if self._box.overflowed:
             message = "the answer was ended: the client did not read it as fast as it was written"
             raise ApiError(408, message, code="client_too_slow", kind="timeout_error")
