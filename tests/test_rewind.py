@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sash.conversation import Conversation
-from sash.errors import UsageError
+from sash.errors import PinsError, UsageError
 from sash.lm import LM
 from sash.session import Session
 from tests.saved_models import GREEDY, NAMES, NATIVE, TEXT, W, make_lm
@@ -160,6 +160,68 @@ def test_a_pin_on_what_was_read_goes_back_to_it_only() -> None:
         list(fresh.say(question, GREEDY))
     assert talk.messages == fresh.messages
     assert talk.session.pinned == fresh.session.pinned  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["window", *list(NATIVE)[:1]])
+def test_a_chat_with_global_tokens_answers_as_if_it_were_one_prompt(name: str, tmp_path: Path) -> None:
+    lm, few = make_lm(name), replace(GREEDY, max_tokens=4)
+    asked = {"global_": ["user:-1", "answer"], "pin_budget": W}
+    talk = lm.conversation("Be brief, and answer in rhymes.", **asked)
+
+    def same() -> None:
+        """The last answer is the one to the conversation as one prompt, where the last turn alone is global."""
+        written = lm.chat(talk.messages[:-1], **asked, max_tokens=4, temperature=0.0, ignore_eos=True)
+        assert talk.messages[-1]["content"] == written.text
+        assert talk.session is not None
+        first = talk.session.tokens - 4
+        seers = talk.session.global_positions
+        assert (max(seers) + 1, min(seers) >= first - len("u:Why?\x02a:")) == (first + 4, True)
+
+    for question in ("So?", "Why?", "And?"):
+        list(talk.say(question, few))
+        same()
+    assert 0 < talk.read_anew <= len("u:Why?\x02a:") + 4 * 3 + len("\x02u:And?\x02a:")  # bytes that are no text take 3
+    list(talk.retry(few))
+    assert talk.read_anew == 0
+    same()
+    talk.undo()
+    list(talk.say("How?", replace(few, max_tokens=2)))  # what was to be written and was not is not global
+    list(talk.say("Oh?", few))
+    same()
+    lm.save_session(talk, tmp_path / "talk", back=None)
+    list(talk.say("No!", few))
+    again = lm.load_session(tmp_path / "talk")
+    assert isinstance(again, Conversation)
+    list(again.say("No!", few))
+    assert (again.messages, again.read_anew) == (talk.messages, talk.read_anew)
+
+
+def test_global_messages_that_stay_are_not_read_again() -> None:
+    lm = make_lm()
+    talk = lm.conversation("Hush!", global_="system", pin_budget=W)
+    for question in ("How many dogs sleep?", "And how many foxes jump?"):
+        list(talk.say(question, GREEDY))
+    assert talk.read_anew <= 1 + len("u:And how many foxes jump?\x02a:")
+    assert talk.session is not None
+    assert talk.session.global_positions == tuple(range(talk.session.global_positions[-1] + 1))
+    before = list(talk.messages)
+    with pytest.raises(PinsError, match=r"tokens are to be pinned or global .global are user: 6"):
+        list(lm.conversation(global_="user", pin_budget=W).say("How many dogs sleep?" * 3, GREEDY))
+    assert talk.messages == before
+
+
+@pytest.mark.parametrize("other", ["overlap", "recall", "lookup"])
+def test_global_tokens_are_refused_beside_what_remembers_otherwise(other: str) -> None:
+    lm = make_lm()
+    lm = {
+        "overlap": lambda: lm.with_overlap(4),
+        "recall": lambda: lm.with_recall(16),
+        "lookup": lambda: lm.with_speculation("lookup"),
+    }[other]()
+    with pytest.raises(UsageError, match=r"global tokens and .* cannot be together: choose one"):
+        lm.conversation(global_="user:-1")
+    with pytest.raises(UsageError, match=r"global tokens and .* cannot be together: choose one"):
+        lm.generate(TEXT, global_=[range(2, 5)])
 
 
 def test_what_is_interrupted_while_reading_is_not_read_twice() -> None:

@@ -10,7 +10,6 @@ from sash.completion import Completion
 from sash.engine.overlap import Overlap
 from sash.explain.audit import Audit, Part, audit, audit_reading
 from sash.explain.prompt_parts import marked_parts, prompt_parts
-from sash.explain.spans import Spans
 from sash.explain.visible_keys import Beside
 from sash.network.config import ModelConfig
 from sash.text.pins import Contract
@@ -46,6 +45,11 @@ class Asked:
     def global_positions(self) -> list[int]:
         """Positions that are global."""
         return [at for span in self.seers for at in span]
+
+    def ends(self, completion: Completion) -> tuple[int, int]:
+        """Where the first and the last token of an answer to it are written."""
+        first = len(self.ids)
+        return first, first + max(0, len(completion.token_ids) - 1)
 
     @property
     def n_flagged(self) -> int:
@@ -119,19 +123,6 @@ class Wishes:
         return Asked(ids=ids, pins=pins, seers=seers, parts=None if parts is None else tuple(parts))
 
 
-def audited(
-    config: ModelConfig, asked: Asked, completion: Completion, overlap: Overlap | None = None, *, leads: bool = False
-) -> Completion:
-    """The completion with its audit, if one was asked for; `leads` as `Overlap.in_sight` has it."""
-    if asked.parts is None:
-        return completion
-    first = len(asked.ids)
-    last = first + max(0, len(completion.token_ids) - 1)
-    flags = asked.pinned, asked.global_positions
-    pair = [audit_at(config, overlap, at, asked.parts, *flags, leads=leads) for at in (first, last)]
-    return replace(completion, audit=(pair[0], pair[1]))
-
-
 def audit_at(
     config: ModelConfig,
     overlap: Overlap | None,
@@ -141,15 +132,14 @@ def audit_at(
     seers: Sequence[int] = (),
     *,
     leads: bool = False,
-    recalled: Sequence[Sequence[range]] = (),
+    recalled: Sequence[Sequence[range]] | None = None,
 ) -> Audit:
     """What the token written at `position` can know of `parts`, through windows that roll or overlap.
 
     `recalled` are the positions that each layer has brought back for it, as far as that is known.
     """
     if overlap is None:
-        brought = [Spans.of((run.start, run.stop) for run in runs) for runs in recalled]
-        beside = Beside.of(config, brought)
+        beside = Beside.of(config, recalled)
         return audit(
             config.patterns, position, parts, pinned_positions=pinned, global_positions=seers, beside=beside
         )  # fmt: skip

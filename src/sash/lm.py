@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,19 @@ import torch
 
 from sash import saved
 from sash.answer import Answer, Stream
-from sash.asked import Asked, Marks, Wishes, audited
+from sash.asked import Asked, Marks, Wishes, audit_at
 from sash.completion import Completion
 from sash.conversation import Conversation
 from sash.engine.engine import Engine
 from sash.engine.overlap import Held
-from sash.engine.request import Request
+from sash.engine.request import Recalled, Request
 from sash.errors import EmptyPromptError, UsageError
 from sash.network.sizing import log_bytes
 from sash.sampling import SamplingParams
 from sash.session import Session
 from sash.session_state import check_ids, pin_room
 from sash.text.pins import Contract
+from sash.text.sight import Sight
 from sash.variants import Variants
 
 Prompt = str | list[int]
@@ -97,6 +99,7 @@ class LM(Variants):
                 stop_ids=self.tokenizer.eos_ids,
                 pins=one.pins,
                 seers=one.seers,
+                audits=one.parts is not None,
                 held=held,
                 proposer=None if self.speculation is None else self.speculation.open(),
             )
@@ -112,12 +115,24 @@ class LM(Variants):
                 answer.take(event)
                 if answer.stopped:
                     engine.cancel(sequence, "stop")
-        done = [answer.completion() for _, answer in answers.values()]
         begins = self.tokenizer.bos_id
         return [
-            audited(self.config, one, completion, self.overlap, leads=one.ids[0] == begins)
-            for one, completion in zip(asked, done, strict=True)
+            self._audited(one, answer.completion(), sequence.recalled, leads=one.ids[0] == begins)
+            for one, (sequence, answer) in zip(asked, answers.values(), strict=True)
         ]
+
+    def _audited(
+        self, asked: Asked, completion: Completion, recalled: tuple[Recalled | None, Recalled | None], *, leads: bool
+    ) -> Completion:
+        """The completion with its audit, if one was asked for; `leads` as `Overlap.in_sight` has it."""
+        if asked.parts is None:
+            return completion
+        flags = asked.pinned, asked.global_positions
+        pair = [
+            audit_at(self.config, self.overlap, at, asked.parts, *flags, leads=leads, recalled=brought)
+            for at, brought in zip(asked.ends(completion), recalled, strict=True)
+        ]
+        return replace(completion, audit=(pair[0], pair[1]))
 
     def stream(
         self,
@@ -146,8 +161,16 @@ class LM(Variants):
         asked = wishes.ask(self.config, self.tokenizer, self._encode(prompt), n_written=params.max_tokens)
         session = self._guessing(speculate).session(asked.n_flagged, sees=bool(asked.seers))
         session.feed(asked.ids, pins=asked.pins, seers=asked.seers)
+        first = None if asked.parts is None else session.audit(asked.parts)  # what recall shows is known only now
         stream = session.stream(params)
-        return Stream(iter(stream), lambda: audited(session.config, asked, stream.completion), stream.close)
+
+        def completion() -> Completion:
+            if asked.parts is None or first is None:
+                return stream.completion
+            done = stream.completion
+            return replace(done, audit=(first, session.audit(asked.parts, asked.ends(done)[1])))
+
+        return Stream(iter(stream), completion, stream.close)
 
     def chat(
         self,
@@ -218,38 +241,50 @@ class LM(Variants):
         pins: Marks = (),
         pin_budget: int | None = None,
         pin_overflow: str = "error",
+        global_: Marks = (),
         log: bool | int | None = None,
     ) -> Conversation:
         """A chat that reads only what is new in each turn; what is pinned, as in `chat`, stays in sight in all turns.
 
-        `log` is that of `session`: how far `undo`, `retry` and `edit` can go back without reading all again; by
-        default `TURNS_BACK` tokens behind the window.
+        Args:
+            system, safe_prompt: as in `chat`.
+            pins, pin_budget, pin_overflow, global_: as in `chat`, applied to the whole conversation in each turn.
+                "user:-1" is the last message of the user and "answer" what is being written: those of earlier turns are
+                ordinary text again, for which the last turn is read once more.
+            log: as of `session`: how far `undo`, `retry` and `edit` can go back without reading all again; by default
+                `TURNS_BACK` tokens behind the window, and all where tokens are global.
 
         Raises:
-            UsageError, PinsError: pins that cannot be.
+            UsageError, PinsError: pins or global tokens that cannot be.
         """
-        contract = Wishes.of(pins, pin_budget, pin_overflow, False, self.config).contract
-        room = contract.room(self.config.windows) if contract else 0
-        return self.converse(contract, room=room, system=system, safe_prompt=safe_prompt, log=log)
+        wishes = Wishes.of(pins, pin_budget, pin_overflow, False, self.config, global_)
+        return self.converse(wishes.contract, wishes.sight, system=system, safe_prompt=safe_prompt, log=log)
 
     def converse(
         self,
         contract: Contract,
+        sight: Sight,
         *,
-        room: int,
+        room: int | None = None,
         system: str | None = None,
         safe_prompt: bool = False,
         log: bool | int | None = None,
     ) -> Conversation:
-        """As `conversation`, with a contract that is made already, and room for so many pinned tokens."""
+        """As `conversation`, with rules that are made already, and room for so many tokens that they flag."""
+        if room is None:
+            room = contract.room(self.config.windows) if contract or sight else 0
+        if sight:  # refused before anything is read
+            self._check_alone("global tokens", guesses=sight.answer)
+            self.config.with_global(room)
         if log is None:
-            log = self.log_of(TURNS_BACK)
+            log = bool(sight) or self.log_of(TURNS_BACK)
         return Conversation(
-            lambda: self.open_session(room, history=True, log=log),
+            lambda: self.open_session(room, sees=bool(sight), history=True, log=log),
             self.tokenizer,
             system=system,
             safe_prompt=safe_prompt,
             contract=contract,
+            sight=sight,
             room=room,
         )
 

@@ -34,6 +34,7 @@ from sash.network.snapshot import RowState
 from sash.session import Session
 from sash.session_state import SessionState, pin_room
 from sash.text.pins import Contract, runs_of
+from sash.text.sight import Sight
 
 if TYPE_CHECKING:
     from sash.lm import LM
@@ -231,8 +232,8 @@ def _conversation(talk: Conversation) -> dict[str, Any]:
         "safe_prompt": talk.safe_prompt,
         "contract": {**asdict(contract), "pins": [pin.words for pin in contract.pins]},
         "room": talk.room,
-        "pins": _pairs(talk.pinned),
-        "marks": [[len(mark.said), mark.end, _pairs(mark.pins)] for mark in marks],
+        "sight": list(talk.sight.words),
+        "marks": [[len(mark.said), mark.end, _pairs(mark.pins), _pairs(mark.seers)] for mark in marks],
     }
 
 
@@ -255,11 +256,14 @@ def _converse(said: Mapping[str, Any], lm: LM, session: Session | None) -> Conve
     room = said["room"]
     if type(room) is not int or type(said["safe_prompt"]) is not bool:
         raise TypeError("another type")
-    marks = [Mark(tuple(map(dict, messages[:count])), end, _spans(pins, room)) for count, end, pins in said["marks"]]
+    marks = [
+        Mark(tuple(map(dict, messages[:count])), end, *(_spans(one, room) for one in flags))
+        for count, end, *flags in said["marks"]
+    ]
     if not all(type(mark.end) is int and 0 < mark.end <= (session.tokens if session else 0) for mark in marks):
         raise ValueError("marks lie in the session")
     told = said["contract"]
     contract = Contract.of(told["pins"], first=told["first"], budget=told["budget"], overflow=told["overflow"])
-    talk = lm.converse(contract, room=room, safe_prompt=said["safe_prompt"])
-    talk.take_up(messages, session, marks, _spans(said["pins"], room))
+    talk = lm.converse(contract, Sight.of(said.get("sight", [])), room=room, safe_prompt=said["safe_prompt"])
+    talk.take_up(messages, session, marks)
     return talk

@@ -38,7 +38,7 @@ class Session(SessionReader):
         at, leads = self.tokens if position is None else position, self._held is not None and self._held.leads
         flags, recall = (self.pinned, self.global_positions), self._cache.recall
         recalled = None if recall is None else recall.shown(self._row, at - 1, self._cache.lengths[self._row])
-        return audit_at(self.config, self.overlap, at, parts, *flags, leads=leads, recalled=recalled or ())
+        return audit_at(self.config, self.overlap, at, parts, *flags, leads=leads, recalled=recalled)
 
     def stream(
         self,

@@ -261,22 +261,24 @@ class SessionReader:
             self._proposer.cut(position)
         return True
 
-    def return_to(self, ids: Many[int], pinned: Iterable[int] = ()) -> int:
+    def return_to(self, ids: Many[int], pinned: Iterable[int] = (), seers: Iterable[int] = ()) -> int:
         """Go back to where all that was read is also the beginning of `ids`; to nothing, where that is held no more.
 
         Args:
             ids: token ids, of which the rest is to be fed.
             pinned: positions of those that shall stay visible to every later token.
+            seers: positions of those that shall be global. Those flagged to come after what was read are so no more.
 
         Returns:
             How many of them the session has been fed, now.
         """
         check_ids(ids, self._decoder.config.vocab_size)
-        alike = self._tokens.alike(ids, pinned)
-        if self._cut(alike):
-            return alike
-        self._cut(0)
-        return 0
+        alike = self._tokens.alike(ids, pinned, seers)
+        if not self._cut(alike):
+            alike = 0
+            self._cut(0)
+        self._tokens.seers = {at for at in self._tokens.seers if at < alike}
+        return alike
 
     def _check_intact(self) -> None:
         if not self.intact:

@@ -85,12 +85,12 @@ class SessionTokens:
         self.pinned = {at for at in self.pinned if at < position}
         self.seers = {at for at in self.seers if at < position}
 
-    def alike(self, ids: Sequence[int], pinned: Iterable[int]) -> int:
-        """How many of the first tokens are those of `ids`, pinned where they are."""
+    def alike(self, ids: Sequence[int], pinned: Iterable[int], seers: Iterable[int]) -> int:
+        """How many of the first tokens are those of `ids`, pinned and global where they are."""
         known = self.ids if self.ids is not None else array("i")
         end = min(len(known), len(ids))
         alike = end if known[:end] == array("i", ids[:end]) else _first_difference(known, ids, end)
-        return min([alike, *(at for at in set(pinned) ^ self.pinned if at < alike)])
+        return min([alike, *(at for at in (set(pinned) ^ self.pinned) | (set(seers) ^ self.seers) if at < alike)])
 
     def copy(self) -> SessionTokens:
         """The same tokens, to go on by themselves."""

@@ -170,6 +170,8 @@ class Variants(Reader):
 
     def _pinning(self, room: int, *, sees: bool = False) -> Self:
         """This model with room for flagged pins, in place of any that it has; `sees`: for global tokens."""
+        if sees:
+            self._check_alone("global tokens", guesses=False)
         lm = self.with_global(room) if sees else self.with_window(None, room, pin_by="flag")
         return lm if self.overlap is None else lm.with_overlap(self.overlap.stride)
 
@@ -178,12 +180,12 @@ class Variants(Reader):
         lm.speculation, lm.recall = self.speculation, self.recall
         return lm
 
-    def _check_alone(self, what: str) -> None:
-        """Refuse ways of remembering that cannot be together."""
+    def _check_alone(self, what: str, *, guesses: bool = True) -> None:
+        """Refuse ways of remembering that cannot be together; and, with `guesses`, guessed tokens."""
         others = {
             "overlapping windows": self.overlap,
             "summaries": self.config.hierarchy,
-            "guessed tokens": self.speculation,
+            "guessed tokens": self.speculation if guesses else None,
             "recall": self.recall,
         }
         taken = next((name for name, there in others.items() if there is not None and name != what), None)

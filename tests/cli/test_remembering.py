@@ -16,6 +16,7 @@ from sash.sampling import SamplingParams
 
 Sash = Callable[..., tuple[int, str, str]]
 DRAWN = ("-t", "1.5", "--seed", "3", "-n", "16")
+LONG = "The rain fell in torrents. " * 6
 LINES = ("The rain fell in torrents all day long, and nobody went out.", "And then the sun came back to us.")
 WAYS: dict[str, tuple[tuple[str, str], Callable[[LM], LM]]] = {
     "overlap": (("--overlap", "24"), lambda lm: lm.with_overlap(24)),
@@ -74,9 +75,25 @@ def test_what_cannot_be_is_said_in_one_line(
     assert words in err
 
 
-def test_a_chat_says_why_it_has_nothing_global(sash: Sash, full_model: Path):
-    code, _, err = sash("chat", full_model, "--window", "80", "--global", "answer", stdin=b"Hi\n")
-    assert (code, "--global is of one prompt, and a chat is many" in err) == (2, True)
+def test_the_last_question_of_a_chat_sees_all_that_was_said(sash: Sash, full_model: Path, tmp_path: Path):
+    flags = ("--window", "80", "--pin-budget", "80", "--global", "user:-1", "--global", "answer", "-t", "0", "-n", "8")
+    typed = f"{LONG}\nNow?\n".encode()
+    code, out, err = sash("chat", full_model, *flags, "--stats", "--save", tmp_path / "talk", stdin=typed)
+    assert (code, "are to be pinned or global" in err) == (12, True)  # the first question is longer than its budget
+    flags = (*flags[:4], *flags[6:])
+    code, out, err = sash("chat", full_model, *flags, "--stats", "--save", tmp_path / "talk", stdin=typed)
+    lm = load_decoder(full_model).with_window(80)
+    talk = lm.conversation(pin_budget=80, global_=["answer"])
+    asked = SamplingParams(temperature=0.0, max_tokens=8)
+    answers = ["".join(talk.say(text, asked)) for text in (LONG, "Now?")]
+    assert (code, out.split("\n")) == (0, "\n".join([*answers, ""]).split("\n"))
+    assert "as or by global tokens" in err
+    code, out, err = sash("chat", "--resume", tmp_path / "talk", "-t", "0", "-n", "8", stdin=b"And?\n")
+    assert (code, out.strip("\n")) == (0, "".join(talk.say("And?", asked)).strip("\n"))
+    code, _, err = sash("chat", "--resume", tmp_path / "talk", "--global", "answer", stdin=b"And?\n")
+    assert (code, "are the saved chat's: leave them out" in err) == (2, True)
+    code, _, err = sash("chat", full_model, "--global", "answer", "--window", "80", "--recall", "32", stdin=b"Hi\n")
+    assert (code, "global tokens and recall cannot be together" in err) == (2, True)
 
 
 def test_one_way_at_most():

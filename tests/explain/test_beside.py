@@ -133,3 +133,27 @@ def test_what_is_fed_ends_with_a_question_as_a_prompt_does():
     told, wanted = session.generate(params), lm.generate(ids, temperature=0.0, max_tokens=6, logprobs=0)
     assert told.token_ids == wanted.token_ids
     assert [one.logprob for one in told.logprobs] == pytest.approx([one.logprob for one in wanted.logprobs], abs=1e-5)
+
+
+def test_answers_are_audited_with_what_was_brought_back_for_them():
+    plain = LM(small_decoder(small_config([AttentionPattern(window=16)] * 2)), ByteTokenizer(), chunk=16)
+    lm = plain.with_recall(16, block=8, piece=8, question=4, step=1, stride=2)
+    prompts = [[(7 * at + at * at) % 50 for at in range(n)] for n in (90, 75)]
+    parts = [range(at, at + 8) for at in range(0, 64, 8)]
+    asked = {"audit": parts, "temperature": 0.0, "max_tokens": 7, "ignore_eos": True}
+    together = lm.generate(prompts, **asked)
+    for prompt, told in zip(prompts, together, strict=True):
+        session = lm.session()
+        session.feed(prompt)
+        named = [(f"{part.start}:{part.stop}", part) for part in parts]
+        first = session.audit(named)
+        session.generate(SamplingParams(temperature=0.0, max_tokens=7, ignore_eos=True))
+        assert [part.counts for part in told.audit[0].parts] == [part.counts for part in first.parts]
+        last = session.audit(named, len(prompt) + 6)
+        assert [part.counts for part in told.audit[1].parts] == [part.counts for part in last.parts]
+        for end in told.audit:
+            assert 0 < sum(part.verdict == "recalled" for part in end.parts) < len(parts)
+        stream = lm.stream(prompt, **asked)
+        assert ("".join(stream), stream.completion.audit) == (told.text, told.audit)
+    whole = plain.with_hierarchy(block=8, per_level=2).generate(prompts[0], **asked)
+    assert [part.verdict for part in whole.audit[1].parts] == ["summarised"] * len(parts)

@@ -151,7 +151,7 @@ def serving(lm: LM | None = None, *, snapshots: bool = False, **settings: Any) -
     service = Service(
         lm.decoder, kv_memory=1 << 28, max_rows=chosen.max_rows, chunk=16, token_budget=64,
         max_waiting=chosen.max_waiting,
-        snapshots=Snapshots(1 << 24) if snapshots else None,
+        snapshots=Snapshots(1 << 24) if snapshots else None, recall=lm.recall,
     )  # fmt: skip
     service.start()
     app = create_app(lm, service, chosen)

@@ -241,6 +241,17 @@ def test_an_answer_is_audited_as_it_is_here(running, client, stream):
     assert (gone.window, gone.n_layers, gone.layers) == (WINDOW, 2, ())
 
 
+@pytest.mark.parametrize(("way", "verdict"), [("recall", "recalled"), ("hierarchy", "summarised")])
+def test_an_audit_tells_what_was_brought_back_and_what_was_summed_up(serve, lm, way, verdict):
+    sampling = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
+    lm = lm.with_recall(16, block=8, piece=8) if way == "recall" else lm.with_hierarchy(block=8, per_level=2)
+    with serve(lm) as running:
+        told = running.client.chat(messages=LONG, **sampling, window={"audit": True}).json["window"]["audit"]
+    expected = lm.chat(LONG, audit=True, **sampling)
+    assert (Audit.of_json(told["first"]), Audit.of_json(told["last"])) == expected.audit
+    assert all(any(part[verdict] for part in end["parts"]) for end in told.values())
+
+
 def test_what_is_in_sight_has_not_left(client):
     asked = {"messages": LONG, "max_tokens": 2}
     pinned = client.chat(**asked, window={"watch": True, "pins": {"roles": ["system"]}}).json["window"]

@@ -110,22 +110,20 @@ def command(
         options.check_unsaid({**loading, "overlap": overlap, "hierarchy": hierarchy, "recall": recall})
         if save is not None or resume is not None:
             raise UsageError("--save and --resume need the model here; /save FILE.jsonl keeps what was said")
-        if watched.sight_note is not None:
-            typer.echo(f"note: {watched.sight_note}", err=True)
+        _note(watched.sight_note)
         remote = RemoteTalk(Server(model, api_key), params, **how, watched=watched)
         return _converse(remote, f"{remote.server.model} at {remote.server.url}")
     kept = Kept.of(save, resume)
     if kept and ways:
         raise UsageError(f"what is saved holds a window that rolls, and nothing beside it: leave out {ways.option}")
-    if watched.sight:
-        raise UsageError("--global is of one prompt, and a chat is many: use `sash run`, or --recall N here")
-    if kept.resume is not None and (system is not None or safe_prompt or watched.contract):
+    if kept.resume is not None and (system is not None or safe_prompt or watched.contract or watched.sight):
         raise UsageError(
-            "what was pinned and the system prompt are the saved chat's: leave them out (/system changes it)"
+            "what is pinned or global and the system prompt are the saved chat's: leave them out (/system changes it)"
         )
     how["window"], how["pins"] = kept.view(size, n_pins)
     name = kept.named(model)
-    how |= {"contract": watched.contract, "ways": ways}
+    how |= {"contract": watched.contract, "sight": watched.sight, "ways": ways}
+    _note(watched.sight_note)
     talk = _talk_here(name, params, how, kept, kept.loading(loading), seed)
     _converse(talk, f"{name}: window {windows_by_layer(talk.lm.config)}{_so_far(talk)}", kept.save)
 
@@ -140,10 +138,13 @@ def _talk_here(
         talk.resume(conversation_of(kept.resume, talk.lm), kept.number("answers") or 0)
         if seed is None and kept.number("seed") is not None:
             talk.params = replace(talk.params, seed=kept.number("seed"))
-    ablation = ablation_note(talk.lm.config)
-    if ablation is not None:
-        typer.echo(f"note: {ablation}", err=True)
+    _note(ablation_note(talk.lm.config))
     return talk
+
+
+def _note(text: str | None) -> None:
+    if text is not None:
+        typer.echo(f"note: {text}", err=True)
 
 
 def _so_far(talk: Talk) -> str:

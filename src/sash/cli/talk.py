@@ -18,9 +18,10 @@ from sash.cli.kept_session import noted, save_to
 from sash.cli.reading_bar import ReadingBar
 from sash.cli.remembering import Remembering
 from sash.cli.window_words import ablation_note, slid_out, view_words, windows_by_layer
-from sash.errors import UnsupportedError, UsageError
+from sash.errors import SashError, UnsupportedError, UsageError
 from sash.explain.instruction import of_messages
 from sash.text.pins import Contract
+from sash.text.sight import Sight
 
 if TYPE_CHECKING:
     from sash.answer import Stream
@@ -66,13 +67,14 @@ class Talk:
         safe_prompt: bool = False,
         show_stats: bool = False,
         contract: Contract | None = None,
+        sight: Sight | None = None,
         ways: Remembering | None = None,
         loading: Mapping[str, Any] | None = None,
     ) -> None:
         """Begins with an `lm` as it was trained, and looks at it through `window` and `pins`.
 
-        `contract` says which messages and passages stay in sight through all turns, `ways` how what left the window is
-        remembered, `loading` how `lm` was loaded.
+        `contract` says which messages and passages stay in sight through all turns, `sight` which see all that was
+        read, `ways` how what left the window is remembered, `loading` how `lm` was loaded.
 
         Raises:
             UnsupportedError: the model has no chat template.
@@ -82,11 +84,11 @@ class Talk:
             raise UnsupportedError(
                 f"{lm.name} has no chat template, so it was not taught to answer: use `sash run {lm.name} PROMPT`"
             )
-        self._trained, self.pins, self._contract = lm, pins, contract or Contract()
+        self._trained, self.pins, self._contract, self._sight = lm, pins, contract or Contract(), sight or Sight()
         self.window, self._loading, self._ways = window, loading or {}, ways or Remembering()
         self.lm = self._ways.over(lm.with_window(window, pins))
         self.params, self.show_stats = params, show_stats
-        self.conversation = self._begin(self._contract, safe_prompt, system)
+        self.conversation = self._begin(self._contract, self._sight, safe_prompt, system)
         self.account: str | None = None
         self.answers = 0
         self._warned = False
@@ -100,22 +102,29 @@ class Talk:
         """
         if window == "full" and self._ways:
             raise UsageError(f"this chat has {self._ways.option}, and without a window nothing is lost: begin another")
-        pins, contract = (self.pins, self._contract) if window != "full" else (0, Contract())
-        lm, before = self._ways.over(self._trained.with_window(window, pins)), self.conversation
-        contract.check(lm.config.windows)
-        self.lm, self.window = lm, window
-        self.conversation = self._begin(contract, before.safe_prompt)
+        pins, contract, sight = self.pins, self._contract, self._sight
+        if window == "full":
+            pins, contract, sight = 0, Contract(), Sight()
+        trained, lm, before = self.lm, self._ways.over(self._trained.with_window(window, pins)), self.conversation
+        self.lm = lm
+        try:
+            self.conversation = self._begin(contract, sight, before.safe_prompt)
+        except SashError:
+            self.lm = trained
+            raise
+        self.window = window
         self.conversation.replace(before.messages)
         self._warned = False
 
-    def _begin(self, contract: Contract, safe_prompt: bool, system: str | None = None) -> Conversation:
-        """An empty conversation that keeps what `contract` says in sight."""
+    def _begin(self, contract: Contract, sight: Sight, safe_prompt: bool, system: str | None = None) -> Conversation:
+        """An empty conversation that keeps what `contract` says in sight, and lets what `sight` says see all."""
         return self.lm.conversation(
             system,
             safe_prompt=safe_prompt,
             pins=[pin.words for pin in contract.pins],
             pin_budget=contract.budget,
             pin_overflow=contract.overflow,
+            global_=sight.words,
         )
 
     def window_lines(self) -> list[str]:
@@ -137,7 +146,7 @@ class Talk:
     def resume(self, conversation: Conversation, answers: int = 0) -> None:
         """Go on with a conversation of this model, whose session has read it, after so many answers."""
         self.conversation, self.answers = conversation, answers
-        self._contract = conversation.contract
+        self._contract, self._sight = conversation.contract, conversation.sight
         self._warned = False
 
     def begin_anew(self, messages: list[dict[str, str]]) -> None:

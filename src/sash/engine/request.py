@@ -16,6 +16,9 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 Reuse = Literal["off", "miss", "part", "whole"]
 
+Recalled = list[list[range]]
+"""Of each layer, the positions that it has brought back for a token."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
@@ -40,6 +43,7 @@ class Request:
             answer. It belongs to this sequence alone. Where the row holds a beginning, its owner tells it every token.
         salt: only snapshots that were kept with the same salt are taken.
         held: what its row holds, where it is read by overlapping windows; it is kept up to date.
+        audits: whether it is to be known what recall brought back for what is written (`Sequence.recalled`).
 
     Raises:
         EmptyPromptError: a prompt of no tokens.
@@ -62,6 +66,7 @@ class Request:
     salt: bytes = b""
     held: Held | None = None
     proposer: Proposer | None = None
+    audits: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -129,6 +134,8 @@ class Sequence:
         row: its cache row, once it has one.
         finish_reason: why it ended; None while it runs.
         error: what ended it, if that was an error.
+        recalled: what recall had brought back for the first and for the last token written, if asked for and known: of
+            each layer, positions.
         prompt_logprobs: of each token of the prompt that was read, if asked for; the first has none.
         seen: every token of it, each once.
         counts: how often each token was written.
@@ -150,6 +157,7 @@ class Sequence:
     row: int | None = None
     finish_reason: FinishReason | None = None
     error: SashError | None = None
+    recalled: tuple[Recalled | None, Recalled | None] = (None, None)
     prompt_logprobs: list[Token | None] = field(default_factory=list)
     seen: SeenTokens = field(init=False)
     counts: OutputCounts = field(default_factory=OutputCounts)

@@ -124,6 +124,7 @@ class Runner:
                 fault = _accept(place.cache, work)
             else:
                 fault = self._score(place.network, work, hidden_TD[end - work.n_tokens : end])
+            _note_recalled(place.cache, work)
             parts.append((work, fault or logits_V))
         return self._chosen(parts)
 
@@ -251,6 +252,16 @@ def _flags(works: list[Work]) -> dict[str, list[list[bool]] | None]:
     if any(one.seers for one in requests):
         is_global = [work.sequence.next_seers(work.n_tokens) + [False] * len(work.drafts) for work in works]
     return {"pinned": pinned, "is_global": is_global}
+
+
+def _note_recalled(cache: KVCache, work: Work) -> None:
+    """Keep what was brought back for the token that is written now, if asked for: it changes with the next ones."""
+    sequence = work.sequence
+    if not work.writes or not sequence.request.audits or cache.recall is None:
+        return
+    length = cache.lengths[_row(sequence)]
+    shown = cache.recall.shown(_row(sequence), length - 1, length)
+    sequence.recalled = (sequence.recalled[0] if sequence.output_ids else shown), shown
 
 
 def _accept(cache: KVCache, work: Work) -> Exception | None:

@@ -28,11 +28,13 @@ class Beside:
     recalls: bool = False
 
     @staticmethod
-    def of(config: ModelConfig, recalled: Sequence[Spans] = ()) -> Beside:
-        """Of a model."""
+    def of(config: ModelConfig, recalled: Sequence[Sequence[range]] | None = None) -> Beside:
+        """Of a model, and of what each of its layers has brought back, where that is known."""
         return Beside(
-            hierarchy=config.hierarchy, recalled=recalled, recalls=config.n_annex > 0 and config.hierarchy is None
-        )  # fmt: skip
+            hierarchy=config.hierarchy,
+            recalled=[Spans.of((run.start, run.stop) for run in runs) for runs in recalled or ()],
+            recalls=config.n_annex > 0 and config.hierarchy is None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

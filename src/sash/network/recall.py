@@ -85,6 +85,7 @@ class Recall:
             raise UsageError("nothing can be brought back: no layer has a window and an annex")
         self._points: dict[int, Points] = {}
         self._stale: set[int] = set()
+        self._before: dict[int, tuple[int, list[Tensor | None]]] = {}
 
     def ask(self, row: int, end: int) -> None:
         """Take the last of a row's first `end` tokens for a question; to be told before they are read."""
@@ -105,26 +106,32 @@ class Recall:
             if span.drafted or not (row in self._stale or self._points_of(row).due(length)):
                 continue  # what is guessed may be taken back
             self._stale.discard(row)
+            self._before[row] = length, [part.tags(row) for part in self._parts]
             for part in self._parts:
                 part.refresh(row, length)
 
     def shown(self, row: int, query: int, length: int) -> list[list[range]] | None:
         """Of each layer of the model, what a row of `length` tokens has brought back for the token at `query`.
 
-        A run is shown to one head or more. None where the row was ranked again since that token was read.
+        A run is shown to one head or more. None where the row was ranked again since that token was read, or ranked
+        twice, where that was its last one.
         """
-        if not 0 <= query <= length or self._points_of(row).after(query) <= length:
-            return None
+        ranked, tags = self._before.get(row, (-1, []))
+        if ranked != length or query != length - 1:
+            if not 0 <= query <= length or self._points_of(row).after(query) <= length:
+                return None
+            tags = [part.tags(row) for part in self._parts]
         found: list[list[range]] = [[] for _ in self._patterns]
-        for part in self._parts:
+        for part, held in zip(self._parts, tags, strict=True):
             own = [index for index, pattern in enumerate(self._patterns) if pattern == part.pattern]
-            for index, runs in zip(own, part.shown(row), strict=True):
+            for index, runs in zip(own, part.runs(held), strict=True):
                 found[index] = runs
         return found
 
     def wipe(self, row: int) -> None:
         """Leave nothing of a row."""
         self._points.pop(row, None)
+        self._before.pop(row, None)
         self._stale.discard(row)
         for part in self._parts:
             part.tap.wipe(row)
@@ -132,12 +139,15 @@ class Recall:
     def restored(self, row: int) -> None:
         """A row goes on from where nothing was kept of what is brought back: it is ranked after its next step."""
         self._stale.add(row)
+        self._before.pop(row, None)
 
     def copy_row(self, row: int, other: Recall, other_row: int) -> None:
         """Take over a row of another cache's."""
         self.wipe(row)
         if other_row in other._points:
             self._points[row] = other._points[other_row]
+        if other_row in other._before:
+            self._before[row] = other._before[other_row]
         if other_row in other._stale:
             self._stale.add(row)
         for own, theirs in zip(self._parts, other._parts, strict=True):
@@ -198,10 +208,15 @@ class _Part:
         """The layers' own."""
         return self._store.pattern
 
-    def shown(self, row: int) -> list[list[range]]:
-        """Of each layer, the tokens in the annex of a row."""
-        annex, size = self._store.annex, self._settings.block
+    def tags(self, row: int) -> Tensor | None:
+        """What lies in the annex of a row, as of now; None for nothing."""
+        annex = self._store.annex
         tags_LGC = None if annex is None or not annex.count(row) else annex.tags[row]
+        return None if tags_LGC is None else tags_LGC.clone()
+
+    def runs(self, tags_LGC: Tensor | None) -> list[list[range]]:
+        """Of each layer, the tokens that tags tell of."""
+        size = self._settings.block
         if tags_LGC is None:
             return [[] for _ in range(self._store.layout.n_layers)]
         blocks_LB = [sorted(set((tags_GC & 0xFFFFFFFF).flatten().tolist())) for tags_GC in tags_LGC]

@@ -100,6 +100,7 @@ class Answering:
                 seers=plan.frame.seers,
                 prompt_logprobs=plan.prompt_logprobs,
                 salt=salt,
+                audits=plan.looks.parts is not None,
             )
             writer = Writer(
                 index,
@@ -139,7 +140,10 @@ class Answering:
             self._place.sessions.keep(owner, self._plan.session, length, seen)
         if self._plan.looks:
             told = self._place.aside(
-                self._plan.looks.account, frame.config, frame.pins, frame.seers, len(first.output_ids)
+                self._plan.looks.account,
+                *(frame.config, frame.pins, frame.seers),
+                len(first.output_ids),
+                first.recalled,
             )
             seen = seen | await told
         return {"usage": usage(call.sequences, self._plan.n), "timings": timings(first), "window": seen}

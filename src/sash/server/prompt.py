@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from sash.errors import UsageError
+from sash.engine.request import Recalled
 from sash.explain.audit import Audit, Part, audit
 from sash.explain.instruction import Instruction, leaving, of_marks, of_messages
 from sash.explain.prompt_parts import prompt_parts
@@ -124,14 +125,22 @@ class Looks:
         return self.parts is not None or self.instructions is not None
 
     def account(
-        self, config: ModelConfig, pins: Sequence[range], seers: Sequence[range], n_output: int
+        self,
+        config: ModelConfig,
+        pins: Sequence[range],
+        seers: Sequence[range],
+        n_output: int,
+        recalled: tuple[Recalled | None, Recalled | None] = (None, None),
     ) -> dict[str, Any]:
-        """`audit`, of the first and the last token written, and `leaving`, as far as they were asked for."""
+        """`audit`, of the first and the last token written, and `leaving`, as far as they were asked for.
+
+        `recalled` is what was brought back for these two tokens, as far as that is known.
+        """
         pinned, is_global = ([at for span in spans for at in span] for spans in (pins, seers))
         told: dict[str, Any] = {}
 
         def audited(parts: Sequence[Part], at: int) -> Audit:
-            beside = Beside.of(config)
+            beside = Beside.of(config, recalled[at > self.n_prompt])
             return audit(
                 config.patterns, at, parts, pinned_positions=pinned, global_positions=is_global, beside=beside
             )  # fmt: skip

@@ -70,8 +70,9 @@ class Sight:
         together = len({*positions, *(at for span in pins for at in span)})
         if together > room:
             figures = ", ".join(f"{words}: {sum(map(len, spans)):,}" for words, spans in chosen.items())
+            fewer = ", write fewer (--max-tokens)" if ANSWER in chosen and budget == NAMES[0] else ""
             raise PinsError(
                 f"{together:,} tokens are to be pinned or global (global are {figures:.200}), and the budget is"
-                f" {room:,}: raise it ({budget} {together}), or flag less"
+                f" {room:,}: raise it ({budget} {together}){fewer}, or flag less"
             )
         return runs_of(positions)
