@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from sash.errors import UsageError
 from sash.engine.request import Recalled
+from sash.errors import UsageError
 from sash.explain.audit import Audit, Part, audit
 from sash.explain.instruction import Instruction, leaving, of_marks, of_messages
 from sash.explain.prompt_parts import prompt_parts
