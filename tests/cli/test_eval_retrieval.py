@@ -109,6 +109,48 @@ def test_a_heat_map_is_drawn(sash: Sash, full_model: Path, text: Path, tmp_path:
     assert (tmp_path / "map.svg").read_text(encoding="utf-8").lstrip().startswith("<?xml")
 
 
+VERBS = {
+    "passkey": (*QUICK, "-m", "window"),
+    "needles": (*QUICK, "-m", "window"),
+    "distance": ("--window", "100", "-d", "1w,2w", "--trials", "1"),
+    "influence": ("--window", "16", "-d", "1w,40", "--trials", "1", "-m", "full,window"),
+    "positions": ("--window", "16", "-n", "100", "--stretches", "2"),
+    "ablate": ("--windows", "16,full", "--pins", "1", "-n", "100", "-l", "200", "--trials", "1", "-d", "0"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_writes_its_figures_as_a_table_and_as_pictures(
+    sash: Sash, full_model: Path, text: Path, tmp_path: Path, verb: str
+):
+    pytest.importorskip("matplotlib", reason="figures are drawn by matplotlib, which is not installed")
+    where = ("--csv", tmp_path / "f.csv", "--figure", tmp_path / "f.svg", "--figure", tmp_path / "f.png")
+    code, out, _ = sash("eval", verb, full_model, "--text", text, *VERBS[verb], *where, "--json")
+    assert (code, len(json.loads(out)["results"]) > 0) == (0, True)
+    assert (tmp_path / "f.svg").read_text(encoding="utf-8").lstrip().startswith("<?xml")
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "f.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    results = json.loads(out)["results"]
+    if verb == "ablate":
+        assert [(line["window"], line["passkey_of"]) for line in lines] == [("16", "1"), ("full", "1")]
+    elif verb == "positions":
+        assert [float(line["nll"]) for line in lines] == [nll for one in results for nll in one["nlls"]]
+    else:
+        assert [{name: str(value) for name, value in one.items() if value is not None} for one in results] == [
+            {name: value for name, value in line.items() if value} for line in lines
+        ]
+
+
+def test_a_table_that_cannot_be_written_loses_nothing(sash: Sash, full_model: Path, text: Path):
+    flags = ("eval", "ablate", full_model, "--text", text, *VERBS["ablate"])
+    code, out, err = sash(*flags, "--csv", "/dev/full")
+    assert (code, len(out.splitlines()) > 3) == (8, True)
+    assert err == "error: the disk is full: /dev/full is not written; what was measured is printed above\n"
+    code, out, err = sash(*flags, "--csv", "/dev/null/f.csv")
+    assert (code, out, "no folder /dev/null" in err) == (2, "", True)
+
+
 def test_the_methods_are_listed(sash: Sash):
     code, out, _ = sash("eval", "methods")
     assert code == 0

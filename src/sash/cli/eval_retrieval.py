@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sash.cli import eval_files
 from sash.cli import model_options as options
 from sash.cli import retrieval_options as asked
+from sash.cli.eval_files import Files
 from sash.cli.interrupt import Interrupt
 from sash.cli.live_text import check_file, read_pieces
 from sash.cli.reading_bar import ReadingBar
-from sash.cli.retrieval_tables import draw_cells, write_csv
+from sash.cli.retrieval_tables import draw_cells
 from sash.cli.sizes import parse_window
 from sash.cli.window_words import ablation_note
 from sash.errors import UsageError, WindowError
@@ -28,21 +30,17 @@ INTERRUPTED = 130
 
 
 def open_model(
-    model: str, *, window: str | None, text: str, figure: Path | None, settings: dict[str, str | int | None]
+    model: str, *, window: str | None, text: str, settings: dict[str, str | int | None]
 ) -> tuple[LM, int | None]:
     """The model without a forced window, and the window that is to be; what can be checked is checked before.
 
     Raises:
-        SashError: as `model_options.load_lm` does, and for a window, text or figure that cannot be.
+        SashError: as `model_options.load_lm` does, and for a window or text that cannot be.
     """
     size = parse_window(window)
     if size == "full":
         raise WindowError("lengths are told in windows: give --window N, or leave it out for the model's own")
     check_file(text)
-    if figure is not None:
-        from sash.evaluation.figures import check_figure
-
-        check_figure(figure)
     return options.load_lm(model, **settings), size  # type: ignore[arg-type]
 
 
@@ -56,8 +54,7 @@ class Run:
         window: str | None,
         methods: str,
         text: str,
-        csv: Path | None,
-        figure: Path | None,
+        files: Files,
         settings: dict[str, str | int | None],
     ) -> None:
         """Checks what can be checked before the model is loaded, and loads it.
@@ -65,12 +62,8 @@ class Run:
         Raises:
             SashError: as `model_options.load_lm` and `sash.evaluation.methods` do.
         """
-        self.model, self.csv, self.figure = model, csv, figure
-        if csv is not None and not csv.parent.is_dir():
-            raise UsageError(f"there is no folder {csv.parent} to put the figures in: make it first")
-        if csv is not None and csv.is_dir():
-            raise UsageError(f"{csv} is a folder: name a file for the figures")
-        lm, size = open_model(model, window=window, text=text, figure=figure, settings=settings)
+        self.model, self.files = model, files
+        lm, size = open_model(model, window=window, text=text, settings=settings)
         from sash.evaluation import methods as reading
         from sash.evaluation.prompts import Source
 
@@ -101,12 +94,13 @@ class Run:
             typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
         elif cells:
             typer.echo("\n".join([title, *draw_cells(cells, self.window), *([self.note] if self.note else [])]))
-        if self.csv is not None:
-            write_csv(cells, self.window, self.csv)
-        if self.figure is not None and cells:
+
+        def draw(path: Path) -> None:
             from sash.evaluation.figures import draw_heat_maps
 
-            draw_heat_maps(cells, self.window, title, self.figure)
+            draw_heat_maps(cells, self.window, title, path)
+
+        self.files.write([cell.to_json(self.window) for cell in cells], draw)
         return ending(interrupted)
 
 
@@ -132,8 +126,8 @@ def passkey_command(
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
-    csv: asked.Csv = None,
-    figure: asked.Figure = None,
+    csv: eval_files.Csv = None,
+    figure: eval_files.Figure = None,
     as_json: asked.Json = False,
 ) -> int:
     """Ask for a key of 5 digits that stands somewhere in a long prompt.
@@ -142,7 +136,7 @@ def passkey_command(
     tokens begin with the key. Ctrl-C ends it and shows what there is; the exit code is then 130.
     """
     how = settings(chunk, dtype, weights, kv, device, threads)
-    run = Run(model, window=window, methods=methods, text=text, csv=csv, figure=figure, settings=how)
+    run = Run(model, window=window, methods=methods, text=text, files=Files.of(csv, figure), settings=how)
     return _by_depth(run, "passkey", lengths, depths, trials, 1, seed, as_json)
 
 
@@ -153,7 +147,9 @@ def needles_command(
     lengths: asked.Lengths = "2w,4w,8w",
     depths: asked.Depths = "0,25,50,75,100",
     trials: asked.Trials = 10,
-    facts: Annotated[int, typer.Option("--facts", help="Facts in each prompt; one of them is asked for.")] = 4,
+    facts: Annotated[
+        int, typer.Option("--facts", metavar="N", help="Facts in each prompt; one of them is asked for.")
+    ] = 4,
     methods: asked.Methods = "full,window,pins",
     seed: asked.Seed = 0,
     chunk: options.Chunk = "512",
@@ -162,8 +158,8 @@ def needles_command(
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
-    csv: asked.Csv = None,
-    figure: asked.Figure = None,
+    csv: eval_files.Csv = None,
+    figure: eval_files.Figure = None,
     as_json: asked.Json = False,
 ) -> int:
     """Ask for one of several numbers that stand in a long prompt, each with a word.
@@ -171,7 +167,7 @@ def needles_command(
     The fact that is asked for stands at the depth, the others at even distances. Else as `sash eval passkey`.
     """
     how = settings(chunk, dtype, weights, kv, device, threads)
-    run = Run(model, window=window, methods=methods, text=text, csv=csv, figure=figure, settings=how)
+    run = Run(model, window=window, methods=methods, text=text, files=Files.of(csv, figure), settings=how)
     return _by_depth(run, "needles", lengths, depths, trials, facts, seed, as_json)
 
 
@@ -212,8 +208,8 @@ def distance_command(
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
-    csv: asked.Csv = None,
-    figure: asked.Figure = None,
+    csv: eval_files.Csv = None,
+    figure: eval_files.Figure = None,
     as_json: asked.Json = False,
 ) -> int:
     """Ask for what was said a given distance ago: where does knowing it end?
@@ -222,7 +218,7 @@ def distance_command(
     Else as `sash eval passkey`.
     """
     how = settings(chunk, dtype, weights, kv, device, threads)
-    run = Run(model, window=window, methods=methods, text=text, csv=csv, figure=figure, settings=how)
+    run = Run(model, window=window, methods=methods, text=text, files=Files.of(csv, figure), settings=how)
     from sash.evaluation.trials import Grid
 
     sizes = asked.parse_lengths(distances, run.window, "--distances")

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sash.cli import eval_files
 from sash.cli import eval_retrieval as retrieval
 from sash.cli import model_options as options
 from sash.cli import retrieval_options as asked
+from sash.cli.eval_files import Files
 from sash.cli.interrupt import Interrupt
 from sash.cli.live_text import check_file, read_pieces
 from sash.cli.reading_bar import ReadingBar
@@ -44,8 +46,8 @@ def influence_command(
     distances: Annotated[
         str, typer.Option("-d", "--distances", metavar="N,...", help="How far back, in tokens or windows (2w).")
     ] = "0.5w,1w,2w,3w,4w,6w,8w",
-    changed: Annotated[int, typer.Option("--changed", help="Tokens that are replaced by others.")] = 8,
-    trials: Annotated[int, typer.Option("-n", "--trials", help="Stretches of the text.")] = 10,
+    changed: Annotated[int, typer.Option("--changed", metavar="N", help="Tokens that are replaced by others.")] = 8,
+    trials: asked.Trials = 10,
     methods: WholeMethods = "full,sinks",
     seed: asked.Seed = 0,
     chunk: options.Chunk = "512",
@@ -54,6 +56,8 @@ def influence_command(
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    csv: eval_files.Csv = None,
+    figure: eval_files.Figure = None,
     as_json: asked.Json = False,
 ) -> int:
     """Change a few tokens at a distance: how far does the prediction after the last token move?
@@ -62,8 +66,8 @@ def influence_command(
     prediction with the change from that without, in thousandths of a nat, over stretches of the text. With --dtype
     float32 small ones are told from rounding.
     """
-    how = retrieval.settings(chunk, dtype, weights, kv, device, threads)
-    lm, size = retrieval.open_model(model, window=window, text=text, figure=None, settings=how)
+    how, files = retrieval.settings(chunk, dtype, weights, kv, device, threads), Files.of(csv, figure)
+    lm, size = retrieval.open_model(model, window=window, text=text, settings=how)
     from sash.evaluation.influence import influences
     from sash.evaluation.methods import window_of
     from sash.evaluation.positions import readers
@@ -85,6 +89,13 @@ def influence_command(
     elif found:
         note = None if size is None else ablation_note(lm.with_window(size).config)
         typer.echo("\n".join([*_draw_influences(found, at), *([] if note is None else [note])]))
+
+    def draw(path: Path) -> None:
+        from sash.evaluation.figures import draw_influences
+
+        draw_influences(found, at, f"{model}, window {at:,}: what a change at a distance moves", path)
+
+    files.write([one.to_json(at) for one in found], draw)
     return retrieval.ending(interrupt.requested)
 
 
@@ -113,18 +124,19 @@ def positions_command(
     window: asked.Window = None,
     methods: WholeMethods = "window,sinks",
     max_tokens: Annotated[
-        str | None, typer.Option("--max-tokens", metavar="N", help="Read the first N tokens only.")
+        str | None, typer.Option("-n", "--max-tokens", metavar="N", help="Read the first N tokens only.")
     ] = None,
-    stretches: Annotated[int, typer.Option("--stretches", help="Parts of the text that are told apart.")] = 8,
+    stretches: Annotated[
+        int, typer.Option("--stretches", metavar="N", help="Parts of the text that are told apart.")
+    ] = 8,
     chunk: options.Chunk = "512",
     dtype: options.Dtype = None,
     weights: options.Weights = "auto",
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
-    figure: Annotated[
-        Path | None, typer.Option("--figure", metavar="FILE", help="Draw it: FILE.svg or FILE.png, by matplotlib.")
-    ] = None,
+    csv: eval_files.Csv = None,
+    figure: eval_files.Figure = None,
     as_json: asked.Json = False,
 ) -> int:
     """Measure how well a text is predicted early and late in it, by several ways to read.
@@ -132,8 +144,8 @@ def positions_command(
     Ctrl-C ends it and shows the ways that are done; the exit code is then 130.
     """
     most = None if max_tokens is None else parse_tokens(max_tokens)
-    how = retrieval.settings(chunk, dtype, weights, kv, device, threads)
-    lm, size = retrieval.open_model(model, window=window, text=text, figure=figure, settings=how)
+    how, files = retrieval.settings(chunk, dtype, weights, kv, device, threads), Files.of(csv, figure)
+    lm, size = retrieval.open_model(model, window=window, text=text, settings=how)
     from sash.evaluation.methods import window_of
     from sash.evaluation.positions import curves, readers
 
@@ -154,10 +166,13 @@ def positions_command(
             )
         lines = [f"perplexity by position, window {at:,}, {len(ids):,} tokens"]
         typer.echo("\n".join([*lines, *table(rows, right=[False, *[True] * (len(rows[0]) - 1)])]))
-    if figure is not None and found:
+
+    def draw(path: Path) -> None:
         from sash.evaluation.figures import draw_curves
 
-        draw_curves(found, at, f"{model}, window {at:,}", figure)
+        draw_curves(found, at, f"{model}, window {at:,}", path)
+
+    files.write([line for one in found for line in one.lines()], draw)
     return retrieval.ending(interrupt.requested)
 
 
@@ -198,6 +213,8 @@ def ablate_command(
     kv: options.KV = "auto",
     device: options.Device = "cpu",
     threads: options.Threads = None,
+    csv: eval_files.Csv = None,
+    figure: eval_files.Figure = None,
     as_json: asked.Json = False,
 ) -> int:
     """Compare windows: how well and how fast a text is read, what is held, and which passkeys are still known.
@@ -208,6 +225,7 @@ def ablate_command(
     for size in sizes:
         options.parse_view(None if size is None else str(size), "0" if size in (None, "full") else pins)
     check_file(text)
+    files = Files.of(csv, figure)
     lm = options.load_lm(
         model, chunk=chunk, dtype=dtype, weights=weights, kv=kv, device=device, threads=threads
     )  # fmt: skip
@@ -230,6 +248,13 @@ def ablate_command(
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
     elif found:
         typer.echo("\n".join(_draw(lm, found)))
+
+    def draw(path: Path) -> None:
+        from sash.evaluation.figures import draw_ablations
+
+        draw_ablations(found, f"{model}: what a window is worth", path)
+
+    files.write([one.to_json() for one in found], draw)
     return retrieval.ending(interrupt.requested)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,16 +24,12 @@ Depths = Annotated[
     str,
     typer.Option("-d", "--depths", metavar="N,...", help="Where what is asked for stands: 0 the head, 100 the end."),
 ]
-Trials = Annotated[int, typer.Option("--trials", help="Prompts of each kind.")]
+Trials = Annotated[int, typer.Option("--trials", metavar="N", help="Prompts of each kind, or stretches of the text.")]
 Methods = Annotated[
     str, typer.Option("-m", "--methods", metavar="NAME,...", help="Ways to read, see `sash eval methods`.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Other seeds, other prompts.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Other seeds, other prompts.")]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
-Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the figures there, too.")]
-Figure = Annotated[
-    Path | None, typer.Option("--figure", metavar="FILE", help="Draw a heat map: FILE.svg or FILE.png, by matplotlib.")
-]
 
 
 def parse_lengths(text: str, window: int, option: str) -> tuple[int, ...]:

@@ -1,10 +1,8 @@
-"""What `sash eval passkey`, `needles` and `distance` found, as tables and as CSV."""
+"""What `sash eval passkey`, `needles` and `distance` found, as tables."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sash.explain.labels import table
@@ -61,12 +59,3 @@ def _of_full(found: list[Cell], full: list[Cell]) -> str:
     reached = sum(cell.right for cell in found if (cell.depth, cell.distance) in places)
     best = sum(cell.right for cell in full if (cell.depth, cell.distance) in places)
     return f"{100 * reached / best:.0f}%" if best else "-"
-
-
-def write_csv(cells: Sequence[Cell], window: int, path: Path) -> None:
-    """The cells, one a line, with the fields of the JSON."""
-    lines = [cell.to_json(window) for cell in cells]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(lines[0]) if lines else ["method"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)

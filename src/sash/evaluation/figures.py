@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sash.errors import UnsupportedError, UsageError
+from sash.evaluation.ablation import Ablation
+from sash.evaluation.influence import Influence
 from sash.evaluation.positions import Curve
 from sash.evaluation.trials import Cell
 
@@ -83,13 +86,8 @@ def draw_curves(curves: Sequence[Curve], window: int, title: str, path: Path) ->
     Raises:
         UsageError, UnsupportedError: as `check_figure` does.
     """
-    check_figure(path)
-    matplotlib = _matplotlib()
-    figure_module = importlib.import_module("matplotlib.figure")
-    with matplotlib.rc_context(STYLE):
-        figure = figure_module.Figure(figsize=(6.4, 3.6), layout="constrained")
-        axes = figure.subplots()
-        for curve, line in zip(curves, itertools.cycle(LINES)):
+    with _axes(path, title) as axes:
+        for curve, line in zip(curves, itertools.cycle(LINES), strict=False):
             middles = [start + count / 2 for start, count in zip(curve.starts, curve.n_tokens, strict=True)]
             perplexities = [math.exp(min(nll, 700.0)) for nll in curve.nlls]
             axes.plot(middles, perplexities, line, label=f"{curve.method}: {curve.perplexity:,.2f}", markersize=4)
@@ -97,8 +95,60 @@ def draw_curves(curves: Sequence[Curve], window: int, title: str, path: Path) ->
         axes.set_yscale("log")
         axes.set_xlabel("position, tokens; the grey line is the window")
         axes.set_ylabel("perplexity")
-        axes.set_title(title)
         axes.legend()
+
+
+def draw_influences(found: Sequence[Influence], window: int, title: str, path: Path) -> None:
+    """How far predictions move by the distance of a change, a line for each method; the window's edge is marked.
+
+    What does not move at all has no place on the logarithmic scale: its line ends before.
+
+    Raises:
+        UsageError, UnsupportedError: as `check_figure` does.
+    """
+    with _axes(path, title) as axes:
+        for method, line in zip(dict.fromkeys(one.method for one in found), itertools.cycle(LINES), strict=False):
+            moved = sorted(
+                (one.distance / window, 1000 * one.mean) for one in found if one.method == method and one.mean
+            )
+            axes.plot(*zip(*moved, strict=True) if moved else ([], []), line, label=method, markersize=4)
+        axes.axvline(1, color="0.7", linewidth=1)
+        axes.set_yscale("log")
+        axes.set_xlabel("distance, windows")
+        axes.set_ylabel("mean divergence, thousandths of a nat")
+        axes.legend()
+
+
+def draw_ablations(found: Sequence[Ablation], title: str, path: Path) -> None:
+    """Perplexity of each window beside the passkeys that were told through it.
+
+    Raises:
+        UsageError, UnsupportedError: as `check_figure` does.
+    """
+    names = ["own" if one.window is None else str(one.window) for one in found]
+    with _axes(path, title) as axes:
+        axes.plot(names, [one.perplexity.perplexity for one in found], LINES[0], label="perplexity", color="C0")
+        axes.set_xlabel("window, tokens")
+        axes.set_ylabel("perplexity")
+        told = axes.twinx()
+        shares = [100 * one.right / one.of if one.of else math.nan for one in found]
+        told.plot(names, shares, LINES[1], label="passkeys told", color="C1")
+        told.set_ylim(-5, 105)
+        told.set_ylabel("passkeys told, %")
+        axes.legend(handles=[*axes.get_lines(), *told.get_lines()])
+
+
+@contextmanager
+def _axes(path: Path, title: str) -> Iterator[Any]:
+    """Axes to draw in, which become a file."""
+    check_figure(path)
+    matplotlib = _matplotlib()
+    figure_module = importlib.import_module("matplotlib.figure")
+    with matplotlib.rc_context(STYLE):
+        figure = figure_module.Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(title)
+        yield axes
         _save(figure, path)
 
 

@@ -59,6 +59,20 @@ class Curve:
             "seconds": self.seconds,
         }
 
+    def lines(self) -> list[dict[str, Any]]:
+        """Plain values of each stretch of the text by itself."""
+        stretches = zip(self.starts, self.n_tokens, self.nlls, strict=True)
+        return [
+            {
+                "method": self.method,
+                "start": start,
+                "tokens": count,
+                "nll": nll,
+                "perplexity": math.exp(min(nll, 700.0)),
+            }
+            for start, count, nll in stretches
+        ]
+
 
 def readers(lm: LM, names: Sequence[str], window: int | None = None) -> dict[str, LM]:
     """The model as each method reads with it; what is pinned by prompt in questions has no part in it.
