@@ -135,7 +135,7 @@ def draw_ablations(found: Sequence[Ablation], title: str, path: Path) -> None:
         told.plot(names, shares, LINES[1], label="passkeys told", color="C1")
         told.set_ylim(-5, 105)
         told.set_ylabel("passkeys told, %")
-        axes.legend(handles=[*axes.get_lines(), *told.get_lines()])
+        axes.figure.legend(handles=[*axes.get_lines(), *told.get_lines()], loc="outside lower center", ncols=2)
 
 
 @contextmanager
