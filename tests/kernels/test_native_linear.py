@@ -12,6 +12,7 @@ from sash.kernels import isa, layout, native
 from sash.kernels.activations import rotate, rotation_of
 from sash.kernels.linear import linear_twin
 from sash.kernels.packed import PackedForm, PackedWeight
+from sash.kernels.packed import rows as packed_rows
 from sash.quantize.rounding import int8_rows
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="native kernels do not serve here: torch does")
@@ -105,6 +106,34 @@ def test_long_rows_that_are_taken_in_panels_are_as_each_by_itself(form, n, n_row
     few = x_TK[-3:].contiguous()
     wanted = linear_twin(few, weight)
     torch.testing.assert_close(whole[-3:], wanted, rtol=2e-5, atol=2e-5 * wanted.abs().max().item())
+
+
+@given(st.integers(1, 90), st.integers(1, 330), st.integers(0, 2**16), st.integers(-42, -30))
+@settings(max_examples=30, deadline=None)
+def test_numbers_too_small_to_be_normal_do_not_depend_on_company(n, k, seed, exponent):
+    linear = native.Linear(weight_of("bf16", n, k, seed))
+    x_TK = rows_of(17, k, seed) * 10.0**exponent
+    x_TK[:, ::3] = 1e-39
+    whole = linear(x_TK)
+    for row in (0, 16):
+        assert torch.equal(linear(x_TK[row : row + 1].contiguous())[0], whole[row])
+
+
+@given(st.sampled_from(FORMS), st.integers(1, 130), st.integers(1, 330), st.integers(0, 2**16))
+@MANY
+def test_rows_are_those_that_the_packed_values_stand_for(form, n, k, seed):
+    weight, noise = weight_of(form, n, k, seed), torch.Generator().manual_seed(seed)
+    linear = native.Linear(weight)
+    for count in (1, 40):
+        rows_R = torch.randint(0, n, (count,), generator=noise)
+        assert torch.equal(linear.rows(rows_R), packed_rows(weight, rows_R))
+        assert torch.equal(linear.rows(rows_R, 1.5), packed_rows(weight, rows_R) * 1.5)
+
+
+@pytest.mark.parametrize("row", [-1, 40])
+def test_a_row_that_is_not_there_is_refused(row):
+    with pytest.raises(IndexError, match="does not have"):
+        native.Linear(weight_of("int8", 40, 64, 0)).rows(torch.tensor([0, row]))
 
 
 def test_a_bias_is_added():

@@ -110,12 +110,12 @@ class Runner:
             end += work.n_rows
             ends.append(end)
         last = [
-            hidden_TD[row]
+            row
             for end, work in zip(ends, works, strict=True)
             if work.writes
             for row in range(end - len(work.drafts) - 1, end)
         ]
-        logits = iter(self._logits(place.network, last))
+        logits = iter(self._logits(place.network, hidden_TD, last))
         parts: list[tuple[Work, Tensor | Exception | None]] = []
         for end, work in zip(ends, works, strict=True):
             logits_V = next(logits) if work.writes else None
@@ -146,16 +146,16 @@ class Runner:
         except Exception as error:
             return work, _as_error(error, "choosing a token")
 
-    def _logits(self, network: Network, rows: list[Tensor]) -> list[Tensor | Exception]:
-        """Logits of each row, or what went wrong with it."""
+    def _logits(self, network: Network, hidden_TD: Tensor, rows: list[int]) -> list[Tensor | Exception]:
+        """Logits of each of these rows, or what went wrong with it."""
         if not rows:
             return []
         try:
-            return list(network.logits(torch.stack(rows)))
+            return list(network.logits(hidden_TD if len(rows) == len(hidden_TD) else hidden_TD[rows]))
         except Exception as error:
             if len(rows) == 1:
                 return [error]
-        return [one for row in rows for one in self._logits(network, [row])]
+        return [one for row in rows for one in self._logits(network, hidden_TD[row : row + 1], [0])]
 
     def _sample(self, sequence: Sequence, logits_V: Tensor | Exception) -> Token:
         if isinstance(logits_V, Exception):

@@ -243,4 +243,31 @@ inline void pack_row(const float* x, int64_t k, int64_t padded_k, int64_t rotati
   *scale = largest / 127.0f;
 }
 
+// Row `row` of the weight that a linear stands for, any rotation undone, times `factor`: k numbers.
+inline void unpack_row(const Linear& linear, int64_t row, float factor, float* out) {
+  const int64_t tile = row / kTile, lane = row % kTile, groups = linear.groups();
+  const char* const from = linear.tile(tile) + lane * 4;
+  const auto by_group = [&](const auto* values, int64_t i) { return values[(tile * groups + i / linear.group) * kTile + lane]; };
+  for (int64_t i = 0; i < linear.k; ++i) {
+    if (linear.kind == Kind::bf16) {
+      uint16_t bits;
+      std::memcpy(&bits, from + i / 2 * 64 + i % 2 * 2, 2);
+      out[i] = from_bf16(bits);
+    } else if (linear.kind == Kind::int8) {
+      out[i] = static_cast<float>(static_cast<int8_t>(from[i / 4 * 64 + i % 4])) * linear.scale8[row];
+    } else {
+      const uint8_t two = static_cast<uint8_t>(from[i / 64 * 512 + i % 32 / 4 * 64 + i % 4]);
+      const float q = static_cast<float>((i % 64 < 32 ? two & 15 : two >> 4) - 8);
+      if (linear.multiplier != nullptr) {
+        out[i] = q * static_cast<float>(by_group(linear.multiplier, i)) * linear.scale8[row];
+      } else {
+        out[i] = q * from_f16(by_group(linear.scale4, i));
+        if (linear.minimum != nullptr) out[i] += from_f16(by_group(linear.minimum, i));
+      }
+    }
+  }
+  rotate(out, linear.k, linear.rotation);
+  for (int64_t i = 0; factor != 1.0f && i < linear.k; ++i) out[i] *= factor;
+}
+
 }  // namespace sash::SASH_ISA

@@ -47,6 +47,7 @@ struct Form {
   int64_t row_bytes() const { return kind == Kind::bf16 ? padded_k * 2 : padded_k; }
 };
 
+constexpr int64_t kRuns = 4;      // Runs of weights that a thread reads side by side where few rows meet them.
 constexpr int64_t kFewRows = 32;  // So many rows meet weights that stream by; more meet panels of them.
 constexpr int64_t kDepth = 32;    // Blocks of a panel of many long rows: 256 rows of one stay in the second-level cache.
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "linear_isa.h"
+#include "linear_runs.h"
 #include "tiles.h"
 
 #if defined(__AMX_TILE__)

@@ -34,19 +34,26 @@ inline void multiply_few_tiles(const char* rows, const Streams<s>& weights, int6
   if (s > 2) tile_store<2>(sums + 1024, 128), tile_store<3>(sums + 1536, 128);
 }
 
-template <bool integer>
-inline void multiply_few(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
+// `s` runs of `length` tiles from `tile` on, `apart` tiles from each other, by rows [row, row + count).
+template <bool integer, int64_t s>
+inline void multiply_few_runs(const Product& product, int64_t tile, int64_t length, int64_t apart, int64_t row,
+                              int64_t count) {
   const Linear& linear = *product.linear;
   const char* rows = product.rows.at(row, 0);
+  alignas(64) float sums[s][16 * 32];
+  for (int64_t t = 0; t < length; ++t) {
+    const int64_t second = t % 2;  // Tiles are handed on in pairs, since gated ones belong together.
+    multiply_few_tiles<integer, s>(rows, {linear, tile + t, apart}, linear.blocks(), sums[0] + second * kTile);
+    if (!second && t + 1 < length) continue;
+    for (int64_t j = 0; j < s; ++j)
+      finish_block(product, sums[j], row, count, tile + j * apart + t - second, 1 + second);
+  }
+}
+
+template <bool integer>
+inline void multiply_few(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
   each_runs(product, first, last, [&](auto runs, int64_t tile, int64_t length) {
-    alignas(64) float sums[runs][16 * 32];
-    for (int64_t t = 0; t < length; ++t) {
-      const int64_t second = t % 2;  // Tiles are handed on in pairs, since gated ones belong together.
-      multiply_few_tiles<integer, runs>(rows, {linear, tile + t, length}, linear.blocks(), sums[0] + second * kTile);
-      if (!second && t + 1 < length) continue;
-      for (int64_t j = 0; j < runs; ++j)
-        finish_block(product, sums[j], row, count, tile + j * length + t - second, 1 + second);
-    }
+    multiply_few_runs<integer, runs>(product, tile, length, length, row, count);
   });
 }
 

@@ -258,24 +258,35 @@ inline void multiply_multiplied_tiles(const Product& product, int64_t first, int
     }
 }
 
-// So many rows of integers are faster without tiles, and exactly the same.
-constexpr int64_t kVectorRows8 = 4, kVectorRows4 = 8, kVectorRows4m = 4;
+// So many rows are faster without tiles, and exactly the same.
+inline bool by_vectors(const Linear& linear, int64_t count) {
+  if (linear.kind == Kind::bf16) return count == 1;
+  return count <= (linear.kind == Kind::int8 || linear.multiplier != nullptr ? 4 : 8);
+}
 
 inline void multiply_by_tiles(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
+  const Linear& linear = *product.linear;
+  if (by_vectors(linear, count)) return multiply_by_vectors(product, first, last, row, count);
   const bool few = product.n_rows <= kFewRows && count <= kTile;
-  if (product.linear->kind == Kind::bf16)
+  if (linear.kind == Kind::bf16)
     return few ? multiply_few<false>(product, first, last, row, count)
                : multiply_tiles<false>(product, first, last, row, count);
-  const bool multiplied = product.linear->multiplier != nullptr;
-  if (count <= (product.linear->kind == Kind::int8 ? kVectorRows8 : multiplied ? kVectorRows4m : kVectorRows4))
-    return multiply_by_vectors(product, first, last, row, count);
-  if (product.linear->kind == Kind::int8)
+  if (linear.kind == Kind::int8)
     return few ? multiply_few<true>(product, first, last, row, count)
                : multiply_tiles<true>(product, first, last, row, count);
-  if (multiplied)
+  if (linear.multiplier != nullptr)
     return few ? multiply_few_multiplied_tiles(product, first, last, row, count)
                : multiply_multiplied_tiles(product, first, last, row, count);
   multiply_int4_tiles(product, first, last, row, count);
+}
+
+// kRuns runs of `count` tiles, `apart` tiles from each other, by all rows: at most kTile.
+inline void multiply_runs_by_tiles(const Product& product, int64_t tile, int64_t count, int64_t apart) {
+  const Linear& linear = *product.linear;
+  if (by_vectors(linear, product.n_rows)) return multiply_runs_by_vectors(product, tile, count, apart);
+  if (linear.kind == Kind::bf16) return multiply_few_runs<false, kRuns>(product, tile, count, apart, 0, product.n_rows);
+  if (linear.kind == Kind::int8) return multiply_few_runs<true, kRuns>(product, tile, count, apart, 0, product.n_rows);
+  for (int64_t run = 0; run < kRuns; ++run, tile += apart) multiply_by_tiles(product, tile, tile + count, 0, product.n_rows);
 }
 
 }  // namespace sash::SASH_ISA

@@ -12,6 +12,7 @@ namespace sash::SASH_ISA {
 constexpr int64_t kRows = 8;          // Rows that share an unpacked line at most.
 constexpr int64_t kAhead = 3072;      // Bytes of weights that are asked for ahead of use ...
 constexpr int64_t kAheadOfEach = 1024;  // ... and of each run of them, where several are read side by side.
+constexpr int64_t kBesideAhead = 256;  // The same of what lies beside them: scales, multipliers.
 #if defined(__AVX512F__)
 constexpr int64_t kStreams = 4;       // Runs at most.
 #else
@@ -87,26 +88,47 @@ inline __attribute__((always_inline)) void each(Body&& body) {
   each_of(std::make_integer_sequence<int64_t, n>(), body);
 }
 
+// Matrix tiles take numbers too small to be normal for zeros. Where they serve, vectors that stand in for them do so too,
+// as long as this lives: around a call, since compilers move arithmetic within a function past the register that says so.
+struct LikeTiles {
+#if defined(__AMX_TILE__)
+  const unsigned held = _mm_getcsr();
+  LikeTiles() { _mm_setcsr(held | 0x8040); }
+  ~LikeTiles() { _mm_setcsr(held); }
+#endif
+};
+
 // Dot products of `s` tiles of weights, `apart` tiles from each other, with rows [row, row + n), by the kind of weight:
 // out[tile][row].
+
+// In the order of a matrix tile: of each block of 32 inputs the even ones from zero on, the odd ones, and both together.
 template <int64_t n, int64_t s>
-inline void tiles_bf16(const Linear& linear, int64_t tile, int64_t apart, const Rows& rows, int64_t row, f32x16* out) {
+__attribute__((noinline)) void tiles_bf16(const Linear& linear, int64_t tile, int64_t apart, const Rows& rows, int64_t row, f32x16* out) {
   const Streams<s> from(linear, tile, apart);
   f32x16 sum[s][n] = {};
   for (int64_t block = 0; block < linear.blocks(); ++block) {
     const char* x[n];
     for (int64_t i = 0; i < n; ++i) x[i] = rows.at(row + i, block);
-    for (int pair = 0; pair < 16; ++pair)
+    f32x16 even[s][n] = {}, odd[s][n] = {};
+    for (int pair = 0; pair < 16; ++pair) {
+      f32x16 first[n], second[n];
+      each<n>([&](auto i) {
+        int32_t two;
+        std::memcpy(&two, x[i] + pair * 4, 4);
+        pairs16(i32x16{} + two, first[i], second[i]);
+      });
       each<s>([&](auto j) {
-        f32x16 even, odd;
-        line16(from.line(j, block * 1024 + pair * 64), even, odd);
+        f32x16 w_even, w_odd;
+        i32x16 line;
+        std::memcpy(&line, from.line(j, block * 1024 + pair * 64), 64);
+        pairs16(line, w_even, w_odd);
         each<n>([&](auto i) {
-          uint16_t two[2];
-          std::memcpy(two, x[i] + pair * 4, 4);
-          sum[j][i] = fma16(even, all16(from_bf16(two[0])), sum[j][i]);
-          sum[j][i] = fma16(odd, all16(from_bf16(two[1])), sum[j][i]);
+          even[j][i] = fma16(w_even, first[i], even[j][i]);
+          odd[j][i] = fma16(w_odd, second[i], odd[j][i]);
         });
       });
+    }
+    each<s>([&](auto j) { each<n>([&](auto i) { sum[j][i] += even[j][i] + odd[j][i]; }); });
   }
   each<s>([&](auto j) { each<n>([&](auto i) { out[j * n + i] = sum[j][i]; }); });
 }
@@ -137,14 +159,20 @@ inline void tiles_int8(const Linear& linear, int64_t tile, int64_t apart, const 
   });
 }
 
-// The minima's part of an int4 product: sum over groups of minimum * (scale * sum of activations).
-inline f32x16 minima(const Linear& linear, int64_t tile, const Rows& rows, int64_t row) {
+// Adds the minima's part of an int4 product: sum over groups of minimum * (scale * sum of activations).
+template <int64_t n, int64_t s>
+inline void add_minima(const Linear& linear, int64_t tile, int64_t apart, const Rows& rows, int64_t row, f32x16* out) {
   const int64_t groups = linear.groups();
   const uint16_t* minimum = linear.minimum + tile * groups * kTile;
-  f32x16 low = {};
+  f32x16 low[s][n] = {};
   for (int64_t group = 0; group < groups; ++group)
-    low = fma16(all16(rows.scaled_sum[Rows::index(groups, row, group)]), load16_f16(minimum + group * kTile), low);
-  return low;
+    each<s>([&](auto j) {
+      const f32x16 least = load16_f16(minimum + (j * apart * groups + group) * kTile);
+      each<n>([&](auto i) {
+        low[j][i] = fma16(all16(rows.scaled_sum[Rows::index(groups, row + i, group)]), least, low[j][i]);
+      });
+    });
+  each<s>([&](auto j) { each<n>([&](auto i) { out[j * n + i] += low[j][i]; }); });
 }
 
 // The integer products of a block of 64 inputs of `s` int4 tiles: those of the low nibbles, and of the high ones.
@@ -175,6 +203,8 @@ inline void tiles_int4(const Linear& linear, int64_t tile, int64_t apart, const 
     const int64_t group = block * halves;
     each<s>([&](auto j) {
       const uint16_t* scales = linear.scale4 + ((tile + j * apart) * groups + group) * kTile;
+      prefetch(reinterpret_cast<const char*>(scales) + kBesideAhead);
+      if (linear.minimum != nullptr) prefetch(linear.minimum + ((tile + j * apart) * groups + group) * kTile);
       const f32x16 scale = load16_f16(scales);
       each<n>([&](auto i) {
         const int64_t at = Rows::index(groups, row + i, group), after = at + kTile;
@@ -189,11 +219,8 @@ inline void tiles_int4(const Linear& linear, int64_t tile, int64_t apart, const 
       });
     });
   }
-  each<s>([&](auto j) {
-    each<n>([&](auto i) {
-      out[j * n + i] = linear.minimum ? sum[j][i] + minima(linear, tile + j * apart, rows, row + i) : sum[j][i];
-    });
-  });
+  each<s>([&](auto j) { each<n>([&](auto i) { out[j * n + i] = sum[j][i]; }); });
+  if (linear.minimum != nullptr) add_minima<n, s>(linear, tile, apart, rows, row, out);
 }
 
 // The same with integer multipliers: all sums are of integers, so they are those of an int8 weight, (q - 8) * multiplier.
@@ -211,6 +238,7 @@ inline void tiles_multiplied(const Linear& linear, int64_t tile, int64_t apart, 
     const int64_t group = block * halves;
     each<s>([&](auto j) {
       const int8_t* multipliers = linear.multiplier + ((tile + j * apart) * groups + group) * kTile;
+      prefetch(multipliers + kBesideAhead);
       const i32x16 multiplier = load16_i8(multipliers);
       each<n>([&](auto i) {
         const int64_t at = Rows::index(groups, row + i, group);
@@ -234,6 +262,7 @@ template <int64_t n, int64_t s>
 inline void tiles_rows(const Product& product, int64_t tile, int64_t apart, int64_t row, f32x16* out) {
   const Linear& linear = *product.linear;
   if (linear.kind == Kind::bf16) {
+    [[maybe_unused]] const LikeTiles small_ones;
     tiles_bf16<n, s>(linear, tile, apart, product.rows, row, out);
   } else if (linear.kind == Kind::int8) {
     tiles_int8<n, s>(linear, tile, apart, product.rows, row, out);
@@ -241,63 +270,6 @@ inline void tiles_rows(const Product& product, int64_t tile, int64_t apart, int6
     tiles_multiplied<n, s>(linear, tile, apart, product.rows, row, out);
   } else {
     tiles_int4<n, s>(linear, tile, apart, product.rows, row, out);
-  }
-}
-
-// Outputs of `s` runs of `count` tiles, side by side from `tile` on, for rows [row, row + n).
-template <int64_t n, int64_t s>
-inline void multiply_runs(const Product& product, int64_t tile, int64_t count, int64_t row) {
-  const Sink sink{product};
-  f32x16 even[s][n] = {}, out[s * n];
-  for (int64_t t = tile; t < tile + count; ++t) {
-    tiles_rows<n, s>(product, t, count, row, out);
-    for (int64_t j = 0; j < s; ++j)
-      for (int64_t i = 0; i < n; ++i) sink.put(row + i, t + j * count, out[j * n + i], even[j][i]);
-  }
-}
-
-// Cuts tiles [first, last) into runs of equal length, as many as are read side by side; then what is left. `body` is called
-// with their number, as a constant, the first tile and the tiles of each.
-template <class Body>
-inline void each_runs(const Product& product, int64_t first, int64_t last, Body&& body) {
-  const int64_t whole = product.finish == Finish::gate ? 2 : 1;
-  const auto cut = [&](auto runs) {
-    const int64_t count = (last - first) / runs / whole * whole;
-    if (count > 0) body(runs, first, count);
-    first += runs * count;
-  };
-  if constexpr (kStreams >= 4) cut(std::integral_constant<int64_t, 4>());
-  if constexpr (kStreams >= 2) cut(std::integral_constant<int64_t, 2>());
-  cut(std::integral_constant<int64_t, 1>());
-}
-
-// `n` rows, so few that sums of several tiles fit the registers.
-template <int64_t n>
-inline void multiply_by_runs(const Product& product, int64_t first, int64_t last, int64_t row) {
-  each_runs(product, first, last, [&](auto runs, int64_t tile, int64_t count) {
-    multiply_runs<n, runs>(product, tile, count, row);
-  });
-}
-
-// Outputs of tiles [first, last) for rows [row, row + count): `first` and `last` are even for gated pairs.
-inline void multiply_by_vectors(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
-  if (count == 1) return multiply_by_runs<1>(product, first, last, row);
-  if (count == 2) return multiply_by_runs<2>(product, first, last, row);
-  const Sink sink{product};
-  constexpr int64_t kTogether = 16;  // Rows that go by while a tile of weights is near.
-  f32x16 even[kTogether], out[kRows];
-  for (int64_t from = row; from < row + count; from += kTogether) {
-    const int64_t upto = from + kTogether < row + count ? from + kTogether : row + count;
-    for (int64_t tile = first; tile < last; ++tile)
-      for (int64_t at = from; at < upto;) {
-        const int64_t n = upto - at >= kRows ? kRows : upto - at >= 4 ? 4 : upto - at >= 2 ? 2 : 1;
-        if (n == kRows) tiles_rows<kRows, 1>(product, tile, 0, at, out);
-        else if (n == 4) tiles_rows<4, 1>(product, tile, 0, at, out);
-        else if (n == 2) tiles_rows<2, 1>(product, tile, 0, at, out);
-        else tiles_rows<1, 1>(product, tile, 0, at, out);
-        for (int64_t i = 0; i < n; ++i) sink.put(at + i, tile, out[i], even[at + i - from]);
-        at += n;
-      }
   }
 }
 

@@ -111,10 +111,8 @@ inline void join(Quads& into, const Quads& other) { into.sum += other.sum; }
 
 #endif
 
-// A line of bfloat16 weights, [output][2 inputs], as two vectors of floats.
-inline void line16(const void* from, f32x16& even, f32x16& odd) {
-  i32x16 both;
-  std::memcpy(&both, from, 64);
+// Pairs of bfloat16, as two vectors of floats: a line of weights, [output][2 inputs], or a pair of inputs for all outputs.
+inline void pairs16(i32x16 both, f32x16& even, f32x16& odd) {
   even = (f32x16)(both << 16);
   odd = (f32x16)(both & static_cast<int32_t>(0xffff0000));
 }

@@ -151,8 +151,17 @@ void bind_plan(nb::module_& module) {
 void bind_work(nb::module_& module) {
   module.def(
       "run",
-      [](const std::vector<const Layer*>& layers, const Plan& plan, uintptr_t x, int64_t dim) {
-        stepper().run(layers, plan, at<float>(x), dim);
+      [](const std::vector<const Layer*>& layers, const Plan& plan, uintptr_t x, int64_t dim, const Norm& last) {
+        stepper().run(layers, plan, at<float>(x), dim, last.weight == nullptr ? nullptr : &last);
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+  module.def(
+      "rows",
+      [](const Linear& linear, uintptr_t rows, int64_t count, float factor, uintptr_t out) {
+        for (int64_t i = 0; i < count; ++i)
+          if (at<const int64_t>(rows)[i] < 0 || at<const int64_t>(rows)[i] >= linear.n)
+            throw nb::index_error("a row that the weight does not have");
+        stepper().unpack(linear, at<const int64_t>(rows), count, factor, at<float>(out));
       },
       nb::call_guard<nb::gil_scoped_release>());
   module.def(

@@ -95,6 +95,18 @@ class Linear:
             module().multiply(self.native, x_TK.data_ptr(), k, n_rows, out_TN.data_ptr(), self.weight.n)
         return out_TN
 
+    def rows(self, rows_R: Tensor, factor: float = 1.0) -> Tensor:
+        """Some rows of what the packed values stand for, times `factor`, float32 [R, k]: `sash.kernels.packed.rows`.
+
+        Raises:
+            IndexError: a row that the weight does not have.
+        """
+        if rows_R.dim() != 1 or rows_R.dtype != torch.int64:
+            raise UsageError(f"rows are told as int64 [rows]; got {rows_R.dtype} {list(rows_R.shape)}")
+        out_RK = torch.empty(len(rows_R), self.weight.k)
+        module().rows(self.native, address(rows_R), len(rows_R), factor, out_RK.data_ptr())
+        return out_RK
+
 
 class FeedForward:
     """A gated feed-forward network over packed weights: w2(act(w1 x) * w3 x), the tiles of w1 and w3 alternating."""

@@ -19,18 +19,6 @@ inline void relax() {
 #endif
 }
 
-// Spins, then gives the core away: whoever it waits for may need it.
-template <class Ready>
-void wait_until(Ready&& ready) {
-  for (int spin = 0; !ready(); ++spin) {
-    if (spin < 4000) {
-      relax();
-    } else {
-      std::this_thread::yield();
-    }
-  }
-}
-
 // One for each core, or as many as OMP_NUM_THREADS says, which users know from other libraries.
 int usual_threads() {
   const char* wanted = std::getenv("OMP_NUM_THREADS");
@@ -38,7 +26,9 @@ int usual_threads() {
   return count > 0 ? count : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
-constexpr int kSpinsBeforeSleep = 1500;  // About 50 microseconds.
+// Some 150 and 300 microseconds. A worker does not give its core away before it sleeps: whoever took it would keep it for
+// milliseconds, where a worker that is woken has it back at once.
+constexpr int kRestsBeforeYield = 4000, kRestsBeforeSleep = 8000;
 
 }  // namespace
 
@@ -53,6 +43,7 @@ Pool::~Pool() { stop(); }
 
 void Pool::start() {
   stopping_ = false;
+  counters_ = std::vector<Counter>(static_cast<size_t>(kCounters * n_threads_));
   for (int index = 1; index < n_threads_; ++index) threads_.emplace_back([this, index, seen = region_.load()] { work(index, seen); });
 }
 
@@ -91,16 +82,12 @@ void Pool::run(const std::function<void(Team&)>& body) {
     wake_.notify_all();
   }
   body(team);
-  meet();
+  team.barrier();
 }
 
 void Pool::work(int index, uint64_t seen) {
   for (;;) {
-    int spins = 0;
-    while (region_.load(std::memory_order_acquire) == seen && spins < kSpinsBeforeSleep) {
-      relax();
-      ++spins;
-    }
+    for (int times = 0; region_.load(std::memory_order_acquire) == seen && times < kRestsBeforeSleep; ++times) relax();
     if (region_.load() == seen) {
       std::unique_lock<std::mutex> lock(mutex_);
       sleepers_.fetch_add(1);
@@ -111,19 +98,24 @@ void Pool::work(int index, uint64_t seen) {
     if (stopping_) return;
     Team team(*this, index);
     (*body_)(team);
-    meet();
+    team.barrier();
   }
 }
 
-void Pool::meet() {
-  if (n_threads_ == 1) return;
-  const uint64_t phase = phase_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_threads_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
-    return;
+bool Pool::arrive(uint64_t& phase) {
+  phase = phase_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < n_threads_) return false;
+  arrived_.store(0, std::memory_order_relaxed);
+  phase_.store(phase + 1, std::memory_order_release);
+  return true;
+}
+
+void Pool::rest(int times) {
+  if (times < kRestsBeforeYield) {
+    relax();
+  } else {
+    std::this_thread::yield();
   }
-  wait_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
 }
 
 }  // namespace sash

@@ -1,5 +1,5 @@
 // One pool of threads for all kernels. Work inside a region is claimed dynamically; between regions workers spin for a
-// few tens of microseconds, since the next layer is usually that close, and then sleep.
+// few hundred microseconds, since the next region is usually that close, and then sleep.
 #pragma once
 
 #include <atomic>
@@ -23,7 +23,12 @@ class Team {
   int size() const;
 
   // All threads meet here; what any wrote before is seen by all after.
-  void barrier();
+  void barrier() {
+    barrier([] { return false; });
+  }
+  // The same; until all have come, `pass_time` is called over and over. It says whether there was anything left to do.
+  template <class PassTime>
+  void barrier(PassTime&& pass_time);
 
   // Calls `body(unit)` for every unit in 0..count-1, each on one thread, and meets at the end.
   template <class Body>
@@ -35,6 +40,11 @@ class Team {
   // The same without meeting: the next `share` or barrier must not depend on this one's results.
   template <class Body>
   void share_open(int64_t count, Body&& body);
+
+  // As `share_open`, with `count` units for each thread: unit `t * count + i` is thread t's, and only who has done all
+  // of its own takes those of others. `body` has an idea what comes next, then.
+  template <class Body>
+  void share_own(int64_t count, Body&& body);
 
  private:
   Pool& pool_;
@@ -59,7 +69,8 @@ class Pool {
  private:
   friend class Team;
 
-  // A counter a `share`, used in turn, so that a thread that is late in one cannot claim units of another.
+  // A counter of each thread for a `share`, used in turn, so that a thread that is late in one cannot claim units of
+  // another. Units that are nobody's own are counted by the first.
   static constexpr int kCounters = 4;
   struct alignas(64) Counter {
     std::atomic<int64_t> next{0};
@@ -68,11 +79,18 @@ class Pool {
   void start();
   void stop();
   void work(int index, uint64_t seen);
-  void meet();
+  std::atomic<int64_t>& counter(int round, int thread) {
+    return counters_[static_cast<size_t>(round % kCounters * n_threads_ + thread)].next;
+  }
+  // Whether this thread is the last to come, so that nobody need wait; `phase` is that of the meeting.
+  bool arrive(uint64_t& phase);
+  bool over(uint64_t phase) const { return phase_.load(std::memory_order_acquire) != phase; }
+  // Lets the core rest for a moment of waiting, or after many gives it away: whoever it waits for may need it.
+  static void rest(int times);
 
   int n_threads_;
   std::vector<std::thread> threads_;
-  Counter counters_[kCounters];
+  std::vector<Counter> counters_;  // [round][thread]
   alignas(64) std::atomic<uint64_t> region_{0};
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint64_t> phase_{0};
@@ -84,15 +102,33 @@ class Pool {
 };
 
 inline int Team::size() const { return pool_.size(); }
-inline void Team::barrier() { pool_.meet(); }
+
+template <class PassTime>
+void Team::barrier(PassTime&& pass_time) {
+  uint64_t phase;
+  if (pool_.size() == 1 || pool_.arrive(phase)) return;
+  for (int times = 0; !pool_.over(phase);)
+    if (!pass_time()) Pool::rest(++times);
+}
 
 template <class Body>
 void Team::share_open(int64_t count, Body&& body) {
-  // The counter two rounds ahead is reset by whoever meets this round: everyone has left it by then.
-  auto& counter = pool_.counters_[round_ % Pool::kCounters].next;
-  pool_.counters_[(round_ + 2) % Pool::kCounters].next.store(0, std::memory_order_relaxed);
+  // The counters two rounds ahead are reset by whoever meets this round: everyone has left it by then.
+  auto& counter = pool_.counter(round_, 0);
+  pool_.counter(round_ + 2, index_).store(0, std::memory_order_relaxed);
   ++round_;
   for (int64_t unit; (unit = counter.fetch_add(1, std::memory_order_relaxed)) < count;) body(unit);
+}
+
+template <class Body>
+void Team::share_own(int64_t count, Body&& body) {
+  const int n_threads = size(), round = round_++;
+  pool_.counter(round + 2, index_).store(0, std::memory_order_relaxed);
+  for (int i = 0; i < n_threads; ++i) {
+    const int owner = (index_ + i) % n_threads;
+    auto& counter = pool_.counter(round, owner);
+    for (int64_t unit; (unit = counter.fetch_add(1, std::memory_order_relaxed)) < count;) body(owner * count + unit);
+  }
 }
 
 }  // namespace sash

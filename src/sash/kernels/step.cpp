@@ -25,7 +25,11 @@ void Stepper::region(const std::function<void(Team&)>& body) {
 }
 
 void Stepper::share_product(Team& team, const Product& product) {
-  if (product.n_rows <= kTile) return share_few(team, product);
+  if (product.n_rows <= kTile) {
+    share_few(team, product);
+    team.barrier();
+    return;
+  }
   const Linear& linear = *product.linear;
   const int64_t blocks = ceil_div(product.n_rows, kRowBlock);
   const int64_t rows = ceil_div(ceil_div(product.n_rows, blocks), 32) * 32;
@@ -65,7 +69,8 @@ void Stepper::attend_half(Team& team, const Layer& layer, Frame& frame) {
   if (team.index() == 0) frame.pending = nullptr;
   share_product(team, {&a.wqkv, Rows::in(frame.rows, Form(a.wqkv), frame.n_tokens), frame.n_tokens, frame.qkv,
                        frame.qkv_stride});
-  attend(team, layer, frame);
+  Ahead nothing;
+  attend(team, layer, frame, nothing);
   prepare(team, frame, frame.attended, a.n_heads * a.head_dim, nullptr, a.wo);
   const bool post = layer.attention_post_norm.weight != nullptr;
   share_product(team, {&a.wo, Rows::in(frame.rows, Form(a.wo), frame.n_tokens), frame.n_tokens,
@@ -106,7 +111,7 @@ void Stepper::feed_half(Team& team, const Layer& layer, Frame& frame) {
   if (post) team.barrier();
 }
 
-void Stepper::run(const std::vector<const Layer*>& layers, const Plan& plan, float* x, int64_t dim) {
+void Stepper::run(const std::vector<const Layer*>& layers, const Plan& plan, float* x, int64_t dim, const Norm* last) {
   Frame frame{};
   frame.plan = &plan;
   frame.n_tokens = plan.n_tokens;
@@ -115,15 +120,27 @@ void Stepper::run(const std::vector<const Layer*>& layers, const Plan& plan, flo
   frame.lay_out(layers, table_, pool_.size(), scratch_);
   frame.share_attention(layers, pool_.size());
   region([&](Team& team) {
-    if (plan.n_tokens == 1) return run_one(team, layers, frame);
+    if (plan.n_tokens == 1) return run_one(team, layers, frame, last);
     for (const Layer* layer : layers) {
       attend_half(team, *layer, frame);
       if (layer->has_feed_forward) feed_half(team, *layer, frame);
     }
-    const Norm* last = frame.pending;
-    if (last == nullptr) return;
-    team.share(frame.n_tokens, [&](int64_t row) { add_branch(frame, *last, row, frame.thread_floats[team.index()]); });
+    const Norm* const post = frame.pending;
+    if (post == nullptr && last == nullptr) return;
+    team.share(frame.n_tokens, [&](int64_t row) {
+      if (post != nullptr) add_branch(frame, *post, row, frame.thread_floats[team.index()]);
+      if (last != nullptr) table_.normalise(row_of(x, row, dim), *last, dim, row_of(x, row, dim));
+    });
   });
+}
+
+void Stepper::unpack(const Linear& linear, const int64_t* rows, int64_t count, float factor, float* out) {
+  const auto one = [&](int64_t row) { table_.unpack_row(linear, rows[row], factor, out + row * linear.k); };
+  if (count <= kTile) {  // Sooner done than threads are woken.
+    for (int64_t row = 0; row < count; ++row) one(row);
+    return;
+  }
+  region([&](Team& team) { team.share(count, one); });
 }
 
 void Stepper::multiply(const Linear& linear, const float* x, int64_t x_stride, int64_t n_rows, float* out,
@@ -132,10 +149,12 @@ void Stepper::multiply(const Linear& linear, const float* x, int64_t x_stride, i
   const Form form(linear);
   scratch_.carve([&](Carver& carver) {
     frame.rows = carver.take<char>(Rows::bytes(form, n_rows));
+    frame.thread_rows = carver.take_each<char>(pool_.size(), n_rows == 1 ? Rows::bytes(form, 1) : 0);
     frame.thread_floats = carver.take_each<float>(pool_.size(), static_cast<size_t>(linear.padded_k()));
   });
   frame.n_tokens = n_rows;
   region([&](Team& team) {
+    if (n_rows == 1) return multiply_one(team, frame, x, norm, linear, out);
     prepare(team, frame, x, x_stride, norm, linear);
     share_product(team, {&linear, Rows::in(frame.rows, form, n_rows), n_rows, out, out_stride});
   });

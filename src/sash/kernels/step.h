@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "ahead.h"
 #include "attention.h"
 #include "blocks.h"
 #include "linear.h"
@@ -97,8 +98,11 @@ class Stepper {
   Stepper(Pool& pool, const KernelTable& table) : pool_(pool), table_(table) {}
 
   // Runs layers in turn over x, float32 [n_tokens][dim], in place. Feed-forward halves are left out where a layer has
-  // none.
-  void run(const std::vector<const Layer*>& layers, const Plan& plan, float* x, int64_t dim);
+  // none. What comes out is normalised by `last`, if there is one.
+  void run(const std::vector<const Layer*>& layers, const Plan& plan, float* x, int64_t dim, const Norm* last);
+
+  // Some rows of the weight that a linear stands for, times `factor`: [count][k].
+  void unpack(const Linear& linear, const int64_t* rows, int64_t count, float factor, float* out);
 
   // out = x W^T, [n_rows][n].
   void multiply(const Linear& linear, const float* x, int64_t x_stride, int64_t n_rows, float* out,
@@ -122,13 +126,15 @@ class Stepper {
  private:
   struct Frame;
   void attend_half(Team& team, const Layer& layer, Frame& frame);
-  void attend(Team& team, const Layer& layer, Frame& frame);
+  // Whoever waits for others at the end asks for what is `ahead`.
+  void attend(Team& team, const Layer& layer, Frame& frame, Ahead& ahead);
   void feed_half(Team& team, const Layer& layer, Frame& frame);
   void rotate_heads(const Layer& layer, Frame& frame, int64_t token, int64_t head);
   void attend_unit(const Layer& layer, Frame& frame, int64_t unit, char* scratch);
   void export_queries(const Layer& layer, const Frame& frame, int64_t index, int64_t head) const;
   void commit(const Layer& layer, const Frame& frame, int64_t index, int64_t head) const;
-  void run_one(Team& team, const std::vector<const Layer*>& layers, Frame& frame);
+  void run_one(Team& team, const std::vector<const Layer*>& layers, Frame& frame, const Norm* last);
+  // These two do not meet at their end.
   void multiply_one(Team& team, Frame& frame, const float* x, const Norm* norm, const Linear& linear, float* out,
                     Finish finish = Finish::store, Activation activation = Activation::silu);
   void share_few(Team& team, const Product& product);

@@ -126,20 +126,21 @@ void Stepper::commit(const Layer& layer, const Frame& frame, int64_t index, int6
 }
 
 // From projected heads to attended ones, and what the step adds to the ring.
-void Stepper::attend(Team& team, const Layer& layer, Frame& frame) {
+void Stepper::attend(Team& team, const Layer& layer, Frame& frame, Ahead& ahead) {
   const AttentionWeights& a = layer.attention;
   const KindPlan& kind = frame.plan->kinds[a.kind];
   const int64_t n_units = static_cast<int64_t>(frame.units[a.kind].size());
   const int64_t n_heads = static_cast<int64_t>(kind.spans.size()) * a.n_kv_heads;
   if (frame.n_tokens <= kTile && n_units == n_heads) {
     // Nobody but its unit reads what a span's head has in the ring: the threads need not meet in between.
-    team.share(n_units, [&](int64_t unit) {
+    team.share_open(n_units, [&](int64_t unit) {
       const int64_t index = unit / a.n_kv_heads, head = unit % a.n_kv_heads;
       const SpanPlan& span = kind.spans[index];
       for (int64_t token = span.start; token < span.start + span.count; ++token) rotate_heads(layer, frame, token, head);
       attend_unit(layer, frame, unit, frame.thread_attention[team.index()]);
       commit(layer, frame, index, head);
     });
+    ahead.meet(team);
     return;
   }
   team.share(frame.n_tokens * a.n_kv_heads, [&](int64_t unit) {

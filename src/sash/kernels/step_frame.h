@@ -7,9 +7,6 @@
 
 namespace sash {
 
-// Weights that a thread claims at once: long enough to be streamed, short enough for all to end together.
-constexpr int64_t kClaimBytes = 128 << 10;
-
 // A unit of attention: rows [first, last) of one key/value head of one span.
 struct AttentionUnit {
   const SpanPlan* span;

@@ -19,7 +19,7 @@ from torch import Tensor
 from sash.attention.pattern import AttentionPattern
 from sash.errors import UnsupportedError, UsageError
 from sash.kernels import native
-from sash.kernels.packed import PackedWeight, rows
+from sash.kernels.packed import PackedWeight
 from sash.network import rope
 from sash.network.batch import Batch
 from sash.network.cache import KVCache
@@ -69,8 +69,11 @@ class FusedDecoder:
         self.config, self.parts = config, parts
         self._embeddings = _weight(parts, "tok_embeddings")
         head = self._embeddings if config.tied_embeddings else _weight(parts, "output")
-        self._head = native.Linear(head)
-        self._norm = self._norm_of("norm")
+        self._table = native.Linear(self._embeddings)
+        self._head = self._table if config.tied_embeddings else native.Linear(head)
+        # Rounded as the network that was trained in bfloat16 rounds it.
+        self._scale = float(torch.tensor(config.embedding_scale, dtype=torch.bfloat16))
+        self._norm, self._no_norm = self._norm_of("norm"), native.Norm()
         self._kinds = tuple(dict.fromkeys((layer.pattern, layer.rope) for layer in config.layers))
         self._mixtures: dict[int, Mixture] = {}
         self._kept: list[Any] = []
@@ -105,14 +108,16 @@ class FusedDecoder:
     def _run(self, batch: Batch, cache: KVCache | None) -> Tensor:
         """One step, of which either all tokens see the log or none."""
         plan = NativePlan(self._kinds, batch, cache, self._angles)
-        x_TD = self._embed(batch.tokens_T)
-        for layers, mixture in self._runs:
+        x_TD, none = self._table.rows(batch.tokens_T, self._scale), self._no_norm
+        last = len(self._runs) - 1
+        for index, (layers, mixture) in enumerate(self._runs):
             if layers:
-                native.module().run(layers, plan.native, x_TD.data_ptr(), self.config.dim)
+                norm = self._norm if index == last else none
+                native.module().run(layers, plan.native, x_TD.data_ptr(), self.config.dim, norm.native)
             if mixture is not None:
                 self._mix(mixture, x_TD)
         plan.finish()
-        return self._norm(x_TD)
+        return x_TD if self._runs[last][0] else self._norm(x_TD)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """[T, D] -> [T, V] float32."""
@@ -125,13 +130,6 @@ class FusedDecoder:
     def with_config(self, config: ModelConfig) -> FusedDecoder:
         """The same weights under another configuration: with a forced window, say."""
         return FusedDecoder(config, self.parts)
-
-    def _embed(self, tokens_T: Tensor) -> Tensor:
-        x_TD = rows(self._embeddings, tokens_T)
-        if self.config.embedding_scale != 1.0:
-            # Rounded as the network that was trained in bfloat16 rounds it.
-            x_TD = x_TD * torch.tensor(self.config.embedding_scale, dtype=torch.bfloat16).float()
-        return x_TD.contiguous()
 
     def _angles(self, config: RopeConfig, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         return rope.known_angles(config, self.config.head_dim, positions_T)

@@ -147,20 +147,16 @@ def clamped_positions(pattern: AttentionPattern, batch: Batch, store: Store | No
 
 
 def _slots(slots: Vectors, run: HeldRun) -> tuple[int, ...]:
-    """Addresses and strides of a run of slots, [2 (keys, values), layers, G, S] vectors; see `Slots` in step.h."""
-    keys, values = slots[0], slots[1]
-    numbers, size = keys.numbers, keys.numbers.element_size()
-    at = run.start * numbers.stride(-2) * size
-    strides = tuple(numbers.stride(axis) * size for axis in (0, 1, 2))
-    if keys.scales is None or values.scales is None:
-        return (numbers.data_ptr() + at, values.numbers.data_ptr() + at, *strides, 0, 0, 0, 0)
-    scale_at = run.start * 4
-    return (
-        numbers.data_ptr() + at,
-        values.numbers.data_ptr() + at,
-        *strides,
-        keys.scales.data_ptr() + scale_at,
-        values.scales.data_ptr() + scale_at,
-        keys.scales.stride(0),
-        keys.scales.stride(1),
-    )
+    """Addresses and strides of a run of slots, [2 (keys, values), layers, G, S] vectors; see `Slots` in step.h.
+
+    By arithmetic: halves of a tensor are tensors, and making these takes longer than all else that a step is told.
+    """
+    numbers, scales, size = slots.numbers, slots.scales, slots.numbers.element_size()
+    between, *axes, _ = numbers.stride()
+    keys = numbers.data_ptr() + run.start * axes[2] * size
+    found = (keys, keys + between * size, axes[0] * size, axes[1] * size, axes[2] * size)
+    if scales is None:
+        return (*found, 0, 0, 0, 0)
+    between, layer, head, slot = scales.stride()
+    key_scales = scales.data_ptr() + run.start * slot * 4
+    return (*found, key_scales, key_scales + between * 4, layer, head)
