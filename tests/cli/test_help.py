@@ -163,3 +163,16 @@ def test_verbose_shows_what_the_library_chose_and_silence_is_the_default(capsys,
     assert capsys.readouterr().err == "mind that\n"
     assert cli.execute(["-v", "ls"]) == 0
     assert capsys.readouterr() == ("", "chose this\nmind that\n")
+
+
+def test_what_threads_say_after_a_verb_goes_to_standard_error_as_it_is_then(capsys, monkeypatch):
+    import io
+    import logging
+
+    monkeypatch.setattr(group.importlib, "import_module", lambda name: SimpleNamespace(command=lambda: None))
+    with io.StringIO() as own:
+        monkeypatch.setattr(sys, "stderr", own)
+        assert cli.execute(["ls"]) == 0
+        monkeypatch.undo()
+    logging.getLogger("sash.somewhere").warning("still here")
+    assert capsys.readouterr().err == "still here\n"

@@ -8,7 +8,7 @@ import pytest
 
 from sash.engine.request import Request, Sequence, Token, Work
 from sash.engine.scheduler import Pace, Scheduler
-from sash.engine.tempo import AGAIN, ROWS, Tempo
+from sash.engine.tempo import AGAIN, FIRST, ROWS, Tempo
 from sash.errors import UsageError
 from sash.sampling import SamplingParams
 
@@ -79,6 +79,33 @@ def test_those_that_write_are_measured_again_and_readers_wait_for_one_step_only(
     plain = [index for index, (read, _) in enumerate(steps) if not read]
     assert len(plain) >= 3
     assert all(later - earlier == AGAIN + 1 for earlier, later in pairwise(plain))
+
+
+def test_one_step_that_strayed_makes_no_slice_longer() -> None:
+    machine = Machine(Tempo(stretch=2.5))
+    machine.submit(100, 10_000)
+    machine.submit(100_000, 1)
+    usual = [machine.step() for _ in range(200)][-AGAIN:]
+    weights, machine.weights = machine.weights, 3 * machine.weights
+    while machine.step()[0]:
+        pass
+    machine.weights = weights
+    after = [machine.step() for _ in range(AGAIN)]
+    assert all(read for read, _, _ in after)
+    assert max(seconds for _, _, seconds in after) < 1.02 * max(seconds for _, _, seconds in usual)
+
+
+def test_many_prompts_share_the_first_slice_that_nothing_is_known_of() -> None:
+    machine = Machine(Tempo(stretch=2.5), rows=16)
+    machine.submit(20, 10_000)
+    machine.step()
+    for _ in range(15):
+        machine.submit(400, 1)
+    steps = [machine.step() for _ in range(40)]
+    alone = machine.weights + machine.token
+    assert steps[0] == (0, 1, pytest.approx(alone, rel=0.01))
+    assert steps[1][0] == FIRST
+    assert all(seconds < 2.6 * alone for _, _, seconds in steps)
 
 
 def test_slices_follow_a_machine_that_slows_down() -> None:

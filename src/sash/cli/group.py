@@ -7,7 +7,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -15,6 +15,18 @@ from typer.main import get_command
 
 from sash.cli import VERBS, overview
 from sash.errors import SashError, UsageError
+
+
+class StandardError(logging.StreamHandler[TextIO]):
+    """Writes to standard error as it is when something is said.
+
+    What it was when a verb began may be closed by then: threads outlive the call of a verb within a longer process.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; without a standard error nobody hears it."""
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class VerbGroup(TyperGroup):
@@ -73,7 +85,7 @@ def options(
     logger = logging.getLogger("sash")
     logger.setLevel(logging.INFO if verbose else logging.WARNING)
     # Replaced, not added: a second call in one process must not say everything twice.
-    logger.handlers[:] = [logging.StreamHandler(sys.stderr)]
+    logger.handlers[:] = [StandardError()]
     if version:
         from importlib.metadata import version as version_of
 

@@ -196,16 +196,16 @@ class Scheduler:
         """What is read in a step beside so many that write, by the first of those that read."""
         left, tempo = self.pace.allowance(n_writing), self.tempo if n_writing else None
         spare = None if tempo is None else tempo.spare(n_writing, hurry=self.short)
-        n_rows = n_writing
+        n_read = 0
         reading: list[Work] = []
         for sequence in readers:
             most = left
             if tempo is not None and self.pace.free(sequence):
-                fits = tempo.fits(sequence, spare, n_rows)
+                fits = tempo.fits(sequence, spare, n_writing, n_read)
                 most = min(left, fits if reading else max(1, fits))
             count = self.pace.count(sequence, most, first=not reading) if most > 0 else 0
             if count:
-                left, n_rows = left - count, n_rows + count
+                left, n_read = left - count, n_read + count
                 spare = None if tempo is None or spare is None else spare - count * (tempo.cost(sequence) or 0.0)
                 reading.append(Work(sequence, count, count == sequence.n_unread))
         return reading

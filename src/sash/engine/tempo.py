@@ -9,7 +9,9 @@ numbers depend on no chunks.
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Sequence as Many
+from statistics import median_low
 
 from sash.engine.request import Sequence, Work
 from sash.errors import UsageError
@@ -21,7 +23,10 @@ AGAIN = 24
 """After so many steps beside readers, those that write have one for themselves, which is measured."""
 
 FIRST = 32
-"""Tokens of a prompt beside those that write where nothing was measured yet."""
+"""Tokens of all prompts beside those that write where nothing was measured yet."""
+
+KEPT = 5
+"""Steps of their own, of those that write, of which the median counts, or the last if that was shorter."""
 
 ENOUGH = 128
 """Tokens of a prompt that tell by themselves what one of them takes."""
@@ -30,7 +35,7 @@ ENOUGH = 128
 class Tempo:
     """What steps of written tokens take by their number, and what a token of a prompt adds to one."""
 
-    def __init__(self, stretch: float = 2.5, hurry: float = 6.0) -> None:
+    def __init__(self, stretch: float = 2.0, hurry: float = 6.0) -> None:
         """Nothing is known yet.
 
         Args:
@@ -43,7 +48,8 @@ class Tempo:
         if not 1 < stretch <= hurry:
             raise UsageError(f"a step that reads, too, takes longer: by more than 1 times; got {stretch} and {hurry}")
         self._stretch, self._hurry = stretch, hurry
-        self._writing: dict[int, float] = {}  # by the binary digits of how many write
+        # By the binary digits of how many write.
+        self._writing: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
         self._token: float | None = None
         self._since = 0
 
@@ -60,8 +66,8 @@ class Tempo:
         """Seconds that a token of a sequence's prompt adds to such a step; None where nothing is known."""
         return self._token if sequence.token_seconds is None else sequence.token_seconds
 
-    def fits(self, sequence: Sequence, seconds: float | None, n_rows: int) -> int:
-        """Tokens of a sequence's prompt that there is time for, in a step that has `n_rows` already.
+    def fits(self, sequence: Sequence, seconds: float | None, n_writing: int, n_read: int = 0) -> int:
+        """Tokens of a sequence's prompt that there is time for beside so many that write and what others read.
 
         Matrix units take as long for a part of their rows as for all, so a step has a multiple of them, if that is not
         much less than there is time for.
@@ -74,7 +80,8 @@ class Tempo:
         """
         cost = self.cost(sequence)
         if seconds is None or not cost:
-            return FIRST
+            return max(0, FIRST - n_read)
+        n_rows = n_writing + n_read
         most = int(max(0.0, seconds) / cost)
         filled = (n_rows + most) // ROWS * ROWS - n_rows
         return filled if 2 * filled > most else most
@@ -86,9 +93,7 @@ class Tempo:
         reading = [work for work in works if work.sequence.reading]
         n_writing, n_read = len(works) - len(reading), sum(work.n_tokens for work in reading)
         if not reading:
-            size = n_writing.bit_length()
-            known = self._writing.get(size, seconds)  # half of it is what is new: there is not much of that
-            self._writing[size] = known + (min(seconds, 2 * known) - known) / 2
+            self._writing[n_writing.bit_length()].append(seconds)
             self._since = 0
         elif self._token is None:
             if n_writing or n_read >= ENOUGH:
@@ -106,10 +111,16 @@ class Tempo:
         self._token = _blended(self._token or 0.0, seconds / n_read)
 
     def _alone(self, n_writing: int) -> float | None:
-        """What so many that write take alone, or else fewer of them, or more."""
+        """What so many that write take alone, or else fewer of them, or more.
+
+        A step that strayed must make no slice longer, for that would last for `AGAIN` steps; one that was short counts.
+        """
         size = n_writing.bit_length()
         sizes = sorted(self._writing, key=lambda known: (known > size, abs(known - size)))
-        return self._writing[sizes[0]] if sizes else None
+        if not sizes:
+            return None
+        known = self._writing[sizes[0]]
+        return min(median_low(known), known[-1])
 
 
 def _blended(known: float, measured: float) -> float:
