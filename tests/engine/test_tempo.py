@@ -95,6 +95,17 @@ def test_one_step_that_strayed_makes_no_slice_longer() -> None:
     assert max(seconds for _, _, seconds in after) < 1.02 * max(seconds for _, _, seconds in usual)
 
 
+def test_each_prompt_that_is_read_adds_as_much_as_those_that_write_take() -> None:
+    machine = Machine(Tempo(stretch=2.0, hurry=3.5), rows=5)
+    machine.submit(100, 10_000)
+    longest = []
+    for _ in range(4):
+        machine.submit(100_000, 1)
+        longest.append(max(seconds for _, _, seconds in [machine.step() for _ in range(40)][16:]))
+    alone = machine.weights + machine.token
+    assert [round(seconds / alone, 1) for seconds in longest] == pytest.approx([2.0, 3.0, 3.5, 3.5], abs=0.3)
+
+
 def test_many_prompts_share_the_first_slice_that_nothing_is_known_of() -> None:
     machine = Machine(Tempo(stretch=2.5), rows=16)
     machine.submit(20, 10_000)
@@ -105,7 +116,7 @@ def test_many_prompts_share_the_first_slice_that_nothing_is_known_of() -> None:
     alone = machine.weights + machine.token
     assert steps[0] == (0, 1, pytest.approx(alone, rel=0.01))
     assert steps[1][0] == FIRST
-    assert all(seconds < 2.6 * alone for _, _, seconds in steps)
+    assert all(seconds < 6.1 * alone for _, _, seconds in steps)
 
 
 def test_slices_follow_a_machine_that_slows_down() -> None:
@@ -133,7 +144,7 @@ def test_a_prompt_that_costs_more_has_slices_of_its_own() -> None:
         machine.step()
     machine.submit(40_000, 1)
     taken = [machine.step() for _ in range(80)]
-    assert all(seconds < 2.7 * (machine.weights + machine.token) for _, _, seconds in taken[16:])
+    assert all(seconds < 4.3 * (machine.weights + machine.token) for _, _, seconds in taken[16:])
     assert len({read for read, _, _ in taken[16:]}) > 2
 
 

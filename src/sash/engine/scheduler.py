@@ -195,7 +195,7 @@ class Scheduler:
     def _read(self, readers: list[Sequence], n_writing: int) -> list[Work]:
         """What is read in a step beside so many that write, by the first of those that read."""
         left, tempo = self.pace.allowance(n_writing), self.tempo if n_writing else None
-        spare = None if tempo is None else tempo.spare(n_writing, hurry=self.short)
+        spare = None if tempo is None else tempo.spare(n_writing, len(readers), hurry=self.short)
         n_read = 0
         reading: list[Work] = []
         for sequence in readers:

@@ -39,8 +39,10 @@ class Tempo:
         """Nothing is known yet.
 
         Args:
-            stretch: how many times as long as one that only writes a step may take that reads prompts beside.
-            hurry: the same while others wait for a row: then all are better served by fewer and longer steps.
+            stretch: how many times as long as one that only writes a step may take that reads a prompt beside. Each
+                further prompt adds as much again: by 2, each takes its turn like all of those that write.
+            hurry: the most that comes to; and what it is while others wait for a row, when all are better served by
+                fewer and longer steps.
 
         Raises:
             UsageError: factors that leave no time for reading.
@@ -57,10 +59,11 @@ class Tempo:
         """Whether so many that write should have the next step for themselves, for it to be measured."""
         return n_writing.bit_length() not in self._writing or self._since >= AGAIN
 
-    def spare(self, n_writing: int, *, hurry: bool) -> float | None:
-        """Seconds that a step beside so many that write has for prompts; None where nothing is known."""
+    def spare(self, n_writing: int, n_reading: int, *, hurry: bool) -> float | None:
+        """Seconds that a step beside so many that write has for so many prompts; None where nothing is known."""
         alone = self._alone(n_writing)
-        return None if alone is None else ((self._hurry if hurry else self._stretch) - 1) * alone
+        most = self._hurry - 1
+        return None if alone is None else alone * (most if hurry else min(most, n_reading * (self._stretch - 1)))
 
     def cost(self, sequence: Sequence) -> float | None:
         """Seconds that a token of a sequence's prompt adds to such a step; None where nothing is known."""
