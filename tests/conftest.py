@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -10,6 +12,10 @@ from sash.attention.pattern import AttentionPattern
 from sash.network.config import LayerConfig, ModelConfig, MoEConfig
 from sash.network.decoder import Decoder
 from sash.text.tokenizer import Tokenizer
+
+# Who starts the tests in the background may have Ctrl-C ignored, and all processes that they start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("sash", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -5,12 +5,10 @@ Commands and programs that need a model of the catalogue run with the models' te
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -93,17 +91,18 @@ def make(*arguments: str) -> list[str]:
 
 def assert_served(text: str, folder: Path) -> None:
     """A server starts, on a port that is free; the commands that talk to it do; it ends when it is told to."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
     server = subprocess.Popen(
-        [*shlex.split(text), "--port", str(port)], cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
+        [*shlex.split(text), "--port", "0"], cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
     )
     try:
         assert server.stderr is not None
-        said = list(itertools.takewhile(lambda line: not line.startswith("serving"), server.stderr))
+        said: list[str] = []
+        for line in server.stderr:
+            said.append(line)
+            if line.startswith("serving  http"):
+                break
         assert server.poll() is None, said
-        url = f"http://127.0.0.1:{port}"
+        url = said[-1].split()[1]
         talks = [command.text.replace(SERVED, url) for command in COMMANDS if SERVED in command.text]
         assert talks
         for talk in talks:
@@ -111,7 +110,7 @@ def assert_served(text: str, folder: Path) -> None:
             assert result.returncode == 0, result.stderr
             assert result.stdout.strip()
         server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
+        assert server.wait(240) == 0
     finally:
         server.kill()
         server.communicate()

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-SECONDS = 2.0
+SECONDS = 20.0
+"""Of processor time, on the slowest machine; what takes long at all, takes for ever."""
+
 MEMORY = 64 * 2**20
 
 # Opens and reads every file of a list given on stdin. Torch and its first allocations come before the limit on the
@@ -44,7 +46,7 @@ for path in paths:
     files = Path(path).iterdir() if Path(path).is_dir() else [Path(path)]
     limit = used + int(sys.argv[1]) + sum(file.stat().st_size for file in files)
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         attempt(path)
         outcome, message = "loads", ""
@@ -52,7 +54,7 @@ for path in paths:
         outcome, message = "refused", str(error)
     except BaseException as error:
         outcome, message = type(error).__name__, str(error)
-    print(json.dumps([path, outcome, message, time.perf_counter() - started]), flush=True)
+    print(json.dumps([path, outcome, message, time.process_time() - started]), flush=True)
 """
 
 
@@ -218,7 +220,7 @@ def test_each_mutated_file_loads_or_is_refused_quickly_and_in_little_memory(
     warm_up = build(pile, gguf, gguf_lies, safetensors_file, entry)
     request = json.dumps([warm_up, *pile.paths])
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(MEMORY)], input=request, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", CHILD, str(MEMORY)], input=request, capture_output=True, text=True, timeout=850
     )
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, (done.stderr, results[-1:])

@@ -136,7 +136,7 @@ class Terminal:
     def send(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def read_until(self, done: Callable[[str], bool], seconds: float = 60) -> str:
+    def read_until(self, done: Callable[[str], bool], seconds: float = 240) -> str:
         """What is shown from here until `done` says that it suffices."""
         start, deadline = len(self.shown), time.monotonic() + seconds
         while not done(self.shown[start:]):
@@ -151,7 +151,7 @@ class Terminal:
                 break
         return self.shown[start:]
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 240) -> int:
         """The exit code; what is still shown is read, so that nothing blocks."""
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:

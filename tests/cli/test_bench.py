@@ -190,7 +190,7 @@ def test_ctrl_c_prints_what_there_is(windowed_model: Path, tmp_path: Path):
         if line.startswith("read 4 tokens"):
             break
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     found = json.loads(out)
     assert process.returncode == 130
     assert found["interrupted"] is True

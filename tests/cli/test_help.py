@@ -17,7 +17,7 @@ from sash.errors import SashError, WindowError
 def child(*arguments: str, code: str | None = None, **keywords) -> subprocess.CompletedProcess[str]:
     """Run the command line, or a line of Python, in a process of its own."""
     command = ["-c", code] if code else ["-m", "sash", *arguments]
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=60, **keywords)
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600, **keywords)
 
 
 def test_help_names_every_verb_and_imports_neither_torch_nor_typer():
@@ -35,15 +35,16 @@ def test_help_names_every_verb_and_imports_neither_torch_nor_typer():
 
 
 def test_help_answers_in_less_than_300_milliseconds():
-    def seconds() -> float:
+    def seconds(*arguments: str, code: str | None = None) -> float:
         """Of processor time: what is asked is what it costs, not how long it waits for other tests."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert child("--help").returncode == 0
+        assert child(*arguments, code=code).returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    # The best of several: two threads of one core take each other's time.
-    assert any(0 < seconds() < 0.3 for _ in range(10))
+    # On a machine whose Python starts in 15 ms; one that is ten times slower has ten times as long. The best of
+    # several: two threads of one core take each other's time.
+    assert any(0 < seconds("--help") < 0.3 * max(1.0, seconds(code="pass") / 0.015) for _ in range(10))
 
 
 def test_no_verb_imports_torch_before_it_is_called():
@@ -143,7 +144,7 @@ def test_a_reader_that_goes_away_is_no_error(arguments, tmp_path):
     read, write = os.pipe()
     os.close(read)
     result = subprocess.run(
-        [sys.executable, "-m", "sash", *arguments], stdout=write, stderr=subprocess.PIPE, text=True, timeout=60,
+        [sys.executable, "-m", "sash", *arguments], stdout=write, stderr=subprocess.PIPE, text=True, timeout=600,
         env=os.environ | {"SASH_HOME": str(tmp_path)},
     )  # fmt: skip
     os.close(write)

@@ -312,11 +312,13 @@ def test_ctrl_c_while_standard_input_is_awaited(
     reader, writer = os.pipe()
     main = threading.main_thread().ident
     assert main is not None
-    feed = Session.feed
+    feed, timers = Session.feed, []
 
     def noted(self: Session, ids: list[int], progress: Any = None) -> int:
-        # The pipe stays open and silent from here on; only a signal can end the waiting.
-        threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)).start()
+        # The pipe stays open and silent from here on; only a signal can end the waiting, and there is only one.
+        if not timers:
+            timers.append(threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)))
+            timers[0].start()
         return feed(self, ids, progress)
 
     monkeypatch.setattr(Session, "feed", noted)
@@ -361,7 +363,7 @@ def test_an_answer_to_a_live_pipe_starts_after_its_end(
     base_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     reader, writer = os.pipe()
-    pause = 0.4
+    pause = 0.02
 
     def write() -> None:
         for line in (b"a first line\n", b"and a second\n", b"the last"):

@@ -212,7 +212,13 @@ folder, chance, whole, torn = Path(sys.argv[1]), random.Random(0), 0, 0
 for kill in range(int(sys.argv[2])):
     ready, begun = os.pipe()
     child = os.fork()
+    stuck = kill % 3 == 0  # every third is killed before its first file is whole, however fast the disk is
     if child == 0:
+        def hang(handle):
+            os.write(begun, b"1")
+            signal.pause()
+
+        os.fsync = hang if stuck else os.fsync
         for count in range(10_000):
             ids = (1000 * kill + count).to_bytes(4, "little") * (1 << 15)
             label = Label(fingerprint="f", lane="", salt="", parent="", start=0, pins=(), ids=ids)
@@ -220,7 +226,7 @@ for kill in range(int(sys.argv[2])):
             os.write(begun, b"1")
             write(folder, label, kept, [list(kept.tensors())])
         os._exit(0)
-    for _ in range(kill % 3 + 1):  # the first files of most are whole, however slow the machine is
+    for _ in range(2 if stuck else kill % 3 + 1):  # the first files of others are whole, however slow the machine is
         os.read(ready, 1)
     time.sleep(chance.random() * 0.01)
     os.kill(child, signal.SIGKILL)

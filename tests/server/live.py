@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -12,12 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
-
-import httpx2
 
 from sash.engine.service import Service
 from sash.lm import LM
@@ -119,12 +118,12 @@ class Process:
                     self._serves.set()
         self._serves.set()
 
-    def status(self) -> int | None:
-        """The status of /health; None while nobody listens."""
-        try:
-            return httpx2.get(f"{self.url}/health", trust_env=False, timeout=PATIENCE).status_code
-        except httpx2.HTTPError:
-            return None
+    def get(self, path: str) -> tuple[int, str]:
+        """The status of an answer, and its text."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)) as connection:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self._child.pid, number)

@@ -32,7 +32,7 @@ export async function launch() {
 /** A page in a context of its own, at the server's address, with everything that it complains about. */
 export async function visit(browser, url, options = {}) {
   const context = options.context ?? (await browser.newContext({ viewport: { width: 1280, height: 820 }, reducedMotion: "reduce", ...options }));
-  context.setDefaultTimeout(8000);
+  context.setDefaultTimeout(60_000);
   await context.grantPermissions(["clipboard-read", "clipboard-write"], { origin: new URL(url).origin });
   const page = await context.newPage();
   const complaints = [];
@@ -79,7 +79,7 @@ export async function settled(page) {
   await page.getByRole("button", { name: "Stop the answer" }).waitFor({ state: "detached" });
 }
 
-export async function until(what, check, ms = 8000) {
+export async function until(what, check, ms = 60_000) {
   const end = Date.now() + ms;
   let last;
   while (Date.now() < end) {
