@@ -151,7 +151,7 @@ class Runner:
         if not rows:
             return []
         try:
-            return list(network.logits(hidden_TD if len(rows) == len(hidden_TD) else hidden_TD[rows]))
+            return list(network.logits(hidden_TD if len(rows) == hidden_TD.shape[0] else hidden_TD[rows]).unbind())
         except Exception as error:
             if len(rows) == 1:
                 return [error]

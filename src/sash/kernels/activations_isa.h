@@ -175,9 +175,7 @@ inline int32_t round_inputs(const float* x, int64_t from, int64_t upto, float la
     const i8x16 narrow = __builtin_convertvector(q, i8x16);
     std::memcpy(to + i / 64 * (kTile * 64) + i % 64, &narrow, 16);
   }
-  int32_t sum = 0;
-  for (int lane = 0; lane < 16; ++lane) sum += total[lane];
-  return sum;
+  return sum16(total);
 }
 
 // Prepares one row: `x` holds form.k floats. `scratch` has room for padded_k floats.
@@ -200,11 +198,15 @@ inline void prepare_row(const float* x, const Norm* norm, const Form& form, cons
   for (int64_t group = 0; group < form.groups; ++group) {
     const int64_t from = group * size, at = Rows::index(form.groups, row, group);
     if (form.scale_groups > 1) largest = largest_of(scratch, from, from + size);
-    rows.sum[at] = 0;
-    for (int64_t block = from / 64; block * 64 < from + size; block = block / rows.depth * rows.depth + rows.depth) {
-      const int64_t first = block / rows.depth * rows.depth, end = (first + rows.depth) * 64;
-      rows.sum[at] += round_inputs(scratch, block * 64 > from ? block * 64 : from, from + size < end ? from + size : end,
-                                   largest, rows.at(row, first) - first * (kTile * 64));
+    if (rows.depth == rows.blocks) {
+      rows.sum[at] = round_inputs(scratch, from, from + size, largest, rows.at(row, 0));
+    } else {
+      rows.sum[at] = 0;
+      for (int64_t block = from / 64; block * 64 < from + size; block = block / rows.depth * rows.depth + rows.depth) {
+        const int64_t first = block / rows.depth * rows.depth, end = (first + rows.depth) * 64;
+        rows.sum[at] += round_inputs(scratch, block * 64 > from ? block * 64 : from, from + size < end ? from + size : end,
+                                     largest, rows.at(row, first) - first * (kTile * 64));
+      }
     }
     if (form.scale_groups == 1 && group > 0) continue;
     const int64_t scale_at = Rows::index(form.scale_groups, row, group);

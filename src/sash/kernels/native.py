@@ -89,9 +89,9 @@ class Linear:
     def __call__(self, x_TK: Tensor) -> Tensor:
         """[T, k] -> [T, n], float32."""
         check_rows(x_TK, self.weight.k)
-        out_TN = torch.empty(x_TK.shape[0], self.weight.n)
-        if len(x_TK):
-            n_rows, k = x_TK.shape
+        n_rows, k = x_TK.shape
+        out_TN = torch.empty(n_rows, self.weight.n)
+        if n_rows:
             module().multiply(self.native, x_TK.data_ptr(), k, n_rows, out_TN.data_ptr(), self.weight.n)
         return out_TN
 
@@ -103,8 +103,9 @@ class Linear:
         """
         if rows_R.dim() != 1 or rows_R.dtype != torch.int64:
             raise UsageError(f"rows are told as int64 [rows]; got {rows_R.dtype} {list(rows_R.shape)}")
-        out_RK = torch.empty(len(rows_R), self.weight.k)
-        module().rows(self.native, address(rows_R), len(rows_R), factor, out_RK.data_ptr())
+        count = rows_R.shape[0]
+        out_RK = torch.empty(count, self.weight.k)
+        module().rows(self.native, address(rows_R), count, factor, out_RK.data_ptr())
         return out_RK
 
 

@@ -104,22 +104,6 @@ inline void rank_blocks(const RankTask& task) {
 
 #else
 
-// Adds in the order of sum16, without going through memory where that can be had.
-inline float quick_sum(f32x16 x) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)x);
-#elif defined(__AVX__)
-  __m256 half[2];
-  std::memcpy(half, &x, 64);
-  const __m256 eight = _mm256_add_ps(half[0], half[1]);
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
-#else
-  return sum16(x);
-#endif
-}
-
 inline f32x16 key_part(const char* row, int64_t dim, bool int8) {
   if (int8) return as_float(load16_i8(reinterpret_cast<const int8_t*>(row) + dim));
   return load16_bf16(reinterpret_cast<const uint16_t*>(row) + dim);
@@ -140,7 +124,7 @@ inline void rank_part(const RankTask& task, const RankedKeys& part, int64_t row,
       }
       const float scale = int8 ? part.scales[key] : 1.0f;
       for (int i = 0; i < n; ++i) {
-        const float score = quick_sum(sum[i]) * scale;
+        const float score = sum16(sum[i]) * scale;
         best[i] = score > best[i] ? score : best[i];
       }
     }

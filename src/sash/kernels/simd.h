@@ -100,18 +100,42 @@ inline f32x16 fma16(f32x16 a, f32x16 b, f32x16 c) {
 
 // The sum of the sixteen, always in the same order.
 inline float sum16(f32x16 x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#elif defined(__AVX__)
+  __m256 half[2];
+  std::memcpy(half, &x, 64);
+  const __m256 eight = _mm256_add_ps(half[0], half[1]);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+#else
   float lanes[16];
   store16(lanes, x);
   for (int width = 8; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   return lanes[0];
+#endif
+}
+inline int32_t sum16(i32x16 x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)x);
+#else
+  int32_t sum = 0;
+  for (int lane = 0; lane < 16; ++lane) sum += x[lane];
+  return sum;
+#endif
 }
 inline float top16(f32x16 x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
   float lanes[16];
   store16(lanes, x);
   for (int width = 8; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
   return lanes[0];
+#endif
 }
 
 // To the nearest integer, ties to even, for |x| < 2^22.

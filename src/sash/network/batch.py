@@ -102,9 +102,9 @@ class Batch:
         else:
             tokens_T = torch.cat([torch.as_tensor(run, dtype=torch.int64) for run in sequences])
             positions_T = torch.cat([torch.arange(span.position, span.position + len(span)) for span in spans])
-        return Batch(
-            tokens_T.to(device), positions_T.to(device), tuple(spans), _flags(pinned, device), _flags(is_global, device)
-        )
+        if torch.device(device).type != "cpu":
+            tokens_T, positions_T = tokens_T.to(device), positions_T.to(device)
+        return Batch(tokens_T, positions_T, tuple(spans), _flags(pinned, device), _flags(is_global, device))
 
     def take(self, spans: Sequence[Span]) -> Batch:
         """The step of parts of the spans of this one: their tokens, side by side."""

@@ -67,6 +67,7 @@ class FusedDecoder:
         if reason is not None:
             raise UnsupportedError(f"native kernels cannot run this network: {reason}")
         self.config, self.parts = config, parts
+        self._patterns = config.patterns
         self._embeddings = _weight(parts, "tok_embeddings")
         head = self._embeddings if config.tied_embeddings else _weight(parts, "output")
         self._table = native.Linear(self._embeddings)
@@ -89,7 +90,7 @@ class FusedDecoder:
             return read_in_pieces(lambda piece: self(piece, cache), batch, cache.recall, self.config.dim)
         if cache is not None and cache.summaries is not None:
             return cache.summaries.run(batch, lambda part: self._run(part, cache))
-        if not sees_log(self.config.patterns, batch):
+        if not sees_log(self._patterns, batch):
             return self._run(batch, cache)
         if cache is None:  # what global queries see is read back from a cache
             batch, cache = self._with_cache(batch)

@@ -49,7 +49,7 @@ class NativePlan:
         if cache is not None and cache.numbers not in (torch.bfloat16, torch.int8):
             raise UnsupportedError(f"native kernels keep keys and values as bfloat16 or int8, not {cache.numbers}")
         int8 = cache is not None and cache.numbers == torch.int8
-        self.native: Any = native.module().Plan(len(batch.tokens_T), int8, 1 if cache is None else cache.mixing)
+        self.native: Any = native.module().Plan(batch.spans[-1].stop, int8, 1 if cache is None else cache.mixing)
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._placements: dict[AttentionPattern, list[Placement]] = {}
         self._guesses = (

@@ -103,7 +103,7 @@ def known_angles(rope: RopeConfig, head_dim: int, positions_T: Tensor) -> tuple[
     >>> all(torch.equal(one, both[1:]) for one, both in zip(known_angles(rope, 4, positions_T[1:]), once, strict=True))
     True
     """
-    if len(positions_T) == 1:  # as in every step of writing: nothing is computed, nor copied
+    if positions_T.shape[0] == 1:  # as in every step of writing: nothing is computed, nor copied
         block, slot = divmod(int(positions_T), _BLOCK)
         cos_BF, sin_BF = _block(rope, head_dim, block)
         return cos_BF[slot : slot + 1], sin_BF[slot : slot + 1]

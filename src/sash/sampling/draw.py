@@ -91,10 +91,8 @@ def sample(
         NumericalError: the logits hold NaN or +inf, or nothing but -inf.
         UsageError: not one row, ids outside of it, or no token left to choose from.
     """
-    import torch
-
     # One row is too little work for torch's threads, and numpy's sorting and maxima are many times as fast on it.
-    row_V: Row = logits_V.detach().to(device="cpu", dtype=torch.float32).numpy()
+    row_V: Row = _as_floats(logits_V).numpy()
     likeliest = _check_logits(row_V)
     scores_V = changed_scores(row_V, params, history_ids, output=output, mask=mask, end_ids=end_ids)
     if params.temperature != 0:
@@ -104,6 +102,15 @@ def sample(
     if params.logprobs is None:
         return Sampled(token_id)
     return _report(row_V, float(row_V[likeliest]), token_id, params.logprobs)
+
+
+def _as_floats(logits_V: Tensor) -> Tensor:
+    """In float32, on the CPU."""
+    import torch
+
+    if logits_V.dtype == torch.float32 and logits_V.is_cpu and not logits_V.requires_grad:
+        return logits_V
+    return logits_V.detach().to(device="cpu", dtype=torch.float32)
 
 
 def _check_logits(row_V: Row) -> int:
