@@ -167,9 +167,8 @@ def _told(path: Path, doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFullError(
-                f"the disk is full: {path} is as it was before; make room, or save to another disk"
-            ) from error
+            left = "is as it was before" if path.exists() else "is not written"
+            raise DiskFullError(f"the disk is full: {path} {left}; make room, or save to another disk") from error
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             what = f"no folder {path.parent}: make it first" if doing == "write" else f"no file {path}"

@@ -177,3 +177,33 @@ def test_what_threads_say_after_a_verb_goes_to_standard_error_as_it_is_then(caps
         monkeypatch.undo()
     logging.getLogger("sash.somewhere").warning("still here")
     assert capsys.readouterr().err == "still here\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors are closed so on POSIX systems only")
+def test_a_process_without_output_says_so_before_any_work():
+    closed = (
+        "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-m', 'sash', 'run', 'none', 'Hi'])"
+    )
+    result = subprocess.run([sys.executable, "-c", closed], stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (2, "error: standard output is closed: give it a file, or /dev/null\n")
+
+
+def test_a_store_that_cannot_be_used_is_told_with_the_remedy(capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("SASH_HOME", str(tmp_path / "file"))
+    assert cli.execute(["pull", "smollm2-135m-instruct"]) == 6
+    *_, last = capsys.readouterr().err.splitlines()
+    store = tmp_path / "file" / "models"
+    assert last == (
+        f"error: the model store {store} cannot be used ({store / '.locks'}: Not a directory):"
+        " set SASH_HOME to a folder that can"
+    )
+    assert cli.execute(["doctor"]) == 1
+    assert "models cannot be written: set SASH_HOME" in capsys.readouterr().out
+
+    def refused(*given, **named):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "file" / "models" / "one" / "manifest.json"))
+
+    monkeypatch.setattr("sash.hub.store.Path.read_text", refused)
+    assert cli.execute(["show", "smollm2-135m-instruct"]) == 6
+    assert "cannot be used" in capsys.readouterr().err

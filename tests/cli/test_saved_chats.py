@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -229,3 +231,51 @@ def test_ctrl_c_waits_for_a_save(windowed_model: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(sealed_file.os, "fsync", pressed)
     talk.save(tmp_path / "kept")
     assert lm.load_session(tmp_path / "kept").messages == talk.conversation.messages  # type: ignore[union-attr]
+
+
+class Gone(io.TextIOWrapper):
+    """Standard output whose reader goes away with the first word."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8")
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_what_was_read_is_saved_though_nobody_takes_the_answer(
+    sash: Sash, windowed_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: tuple[str, ...]
+):
+    place = tmp_path / "book.session"
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="1"):
+        patched.setattr(sys, "stdout", Gone())
+        patched.setattr(sys, "stderr", sys.stderr)  # typer wraps both
+        sash("run", windowed_model, "Once upon a time", *GREEDY, *as_json, "--save", place)
+    code, out, _ = sash("run", "--resume", place, "And then?", *GREEDY)
+    assert (code, bool(out)) == (0, True)
+
+
+def test_a_chat_is_saved_though_nobody_takes_the_answer(
+    sash: Sash, windowed_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    place = tmp_path / "talk.session"
+    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="1"):
+        patched.setattr(sys, "stdout", Gone())
+        patched.setattr(sys, "stderr", sys.stderr)
+        sash("chat", windowed_model, *GREEDY, "--save", place, stdin=b"Hi\nMore\n")
+    code, _, err = sash("chat", "--resume", place, *GREEDY, "--stats", stdin=b"And then?\n")
+    assert (code, int(err.split(" in the conversation")[0].split()[-1]) > 40) == (0, True)
+
+
+def test_an_answer_is_told_before_a_save_that_fails(
+    sash: Sash, windowed_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*given: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sash.saved.sealed_file.write", full)
+    flags = (*GREEDY, "--json", "--save", tmp_path / "book.session")
+    code, out, err = sash("run", windowed_model, "Once upon a time", *flags)
+    assert (code, len(json.loads(out)["token_ids"])) == (8, 8)
+    assert f"the disk is full: {tmp_path}/book.session is not written; make room" in err

@@ -15,8 +15,9 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from sash.errors import DiskFullError, DoesNotFitError, InputNotFoundError, SashError
+from sash.errors import DiskFullError, DoesNotFitError, InputNotFoundError, SashError, UsageError
 
 __all__ = ["VERBS", "Verb", "execute", "main", "overview"]
 
@@ -57,7 +58,14 @@ VERBS = (
 
 def main() -> None:
     """Entry point of the `sash` command: run it with the process's arguments, and exit."""
-    sys.exit(execute(sys.argv[1:]))
+    sys.exit(_without_output() if sys.stdout is None else execute(sys.argv[1:]))
+
+
+def _without_output() -> int:
+    """What a process that was started with its standard output closed comes to, before any work is done for nothing."""
+    if sys.stderr is not None:
+        sys.stderr.write("error: standard output is closed: give it a file, or /dev/null\n")
+    return UsageError.exit_code
 
 
 def execute(arguments: Sequence[str]) -> int:
@@ -115,12 +123,27 @@ def overview() -> str:
 def _from_os_error(error: OSError) -> SashError:
     """The Sash error that says what the operating system said, in one line."""
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFullError(f"the disk is full{where}: make room and try again")
     reason = error.strerror or str(error)
+    store = _store_of(error)
+    if store is not None:
+        return InputNotFoundError(
+            f"the model store {store} cannot be used ({error.filename}: {reason}): set SASH_HOME to a folder that can"
+        )
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError | PermissionError):
         return InputNotFoundError(f"{error.filename or 'a file'}: {reason}")
     return SashError(f"{reason}{where}")
+
+
+def _store_of(error: OSError) -> Path | None:
+    """The folder of models, if an error is about something in it or on the way to it."""
+    from sash.hub.store import models_root
+
+    if not isinstance(error.filename, str):
+        return None
+    path, store = Path(error.filename), models_root()
+    return store if path == store or store in path.parents or path in store.parents else None
 
 
 def _fail(error: SashError) -> int:

@@ -45,6 +45,9 @@ def converse(
             keep()
         except Leave:
             return
+        except OSError:  # nobody takes the answer: what was said is kept all the same
+            keep()
+            raise
         except SashError as error:
             if stops_at_errors:
                 raise

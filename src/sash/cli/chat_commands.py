@@ -112,7 +112,7 @@ def _save(talk: AnyTalk, argument: str) -> None:
     try:
         chat_file.save(path, talk.conversation.messages)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskFullError(f"the disk is full: {path} was not written; make room and save again") from error
         raise SashError(f"cannot write {path}: {error.strerror or error}") from error
     typer.echo(f"{len(talk.conversation.messages)} messages in {path}", err=True)

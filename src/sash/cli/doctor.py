@@ -134,12 +134,14 @@ def _memory() -> Finding:
 
 def _store() -> Finding:
     root = models_root()
-    there = next(path for path in (root, *root.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if not os.access(there, os.W_OK):
-        return Finding(subject="model store", status="problem", detail=f"{root} cannot be written: set SASH_HOME")
     try:
+        there = next(path for path in (root, *root.parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        if not os.access(there, os.W_OK) or not there.is_dir():
+            return Finding(subject="model store", status="problem", detail=f"{root} cannot be written: set SASH_HOME")
         models = hub.installed()
+    except PermissionError:
+        return Finding(subject="model store", status="problem", detail=f"{root} cannot be read: set SASH_HOME")
     except SashError as error:
         return Finding(subject="model store", status="problem", detail=str(error))
     held = f"{len(models)} models, {binary(sum(model.size for model in models))}"

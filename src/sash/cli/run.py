@@ -131,23 +131,31 @@ def answer(
         unknown = resumed or not writes
         instructions = reading.marks or ([] if unknown else prompt.instructions(lm.tokenizer, reading.head, chat=chat))
         warned = _tell(reading.leaving(instructions))
-        if writes:
-            answered = write(lm, reading, params, chat=chat, show_text=not as_json, interrupt=interrupt)
+        unheard: OSError | None = None
+        try:
+            if writes:
+                answered = write(lm, reading, params, chat=chat, show_text=not as_json, interrupt=interrupt)
+                if not warned:
+                    _tell(reading.leaving(instructions))
+                report(answered, as_json=as_json, show_stats=show_stats, live=prompt.size is None)
+        except OSError as error:  # nobody takes the answer: what was read is saved all the same
+            unheard = error
     if keeping is not None and going is not None:
         keeping.save(lm, reading, going, answered=writes)
-    if not writes:
-        return 0
-    if not warned:
-        _tell(reading.leaving(instructions))
-    completion = answered.completion
+    if unheard is not None:
+        raise unheard
+    return INTERRUPTED if writes and interrupt.requested else 0
+
+
+def report(answered: Answered, *, as_json: bool, show_stats: bool, live: bool) -> None:
+    """What is told of an answer beside its text; `live` says that the input came as it was written."""
     if as_json:
         typer.echo(json.dumps(answered.to_json(), ensure_ascii=False, indent=2))
     elif answered.audit is not None:
         typer.echo(draw_audit(*answered.audit), err=True)
     if show_stats:
-        awaited = answered.after_input if prompt.size is None else None
-        typer.echo(draw_account(lm.config, completion.stats, completion.finish_reason, awaited), err=True)
-    return INTERRUPTED if interrupt.requested else 0
+        awaited, done = answered.after_input if live else None, answered.completion
+        typer.echo(draw_account(answered.lm.config, done.stats, done.finish_reason, awaited), err=True)
 
 
 def _tell(note: str | None) -> bool:

@@ -32,12 +32,19 @@ if TYPE_CHECKING:
 
 
 def show(stream: Stream) -> None:
-    """Write an answer to standard output as it is written, and end its last line."""
+    """Write an answer to standard output as it is written, and end its last line.
+
+    Raises:
+        OSError: nobody takes it; what was written until then counts.
+    """
     ends_line = True
-    for piece in stream:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-        ends_line = piece.endswith("\n")
+    try:
+        for piece in stream:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            ends_line = piece.endswith("\n")
+    finally:
+        stream.close()
     if not ends_line:
         sys.stdout.write("\n")
         sys.stdout.flush()

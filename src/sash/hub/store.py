@@ -139,7 +139,11 @@ def partial_directory(name: str) -> Path:
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """The manifest of a model that is there whole: readable, and every file of the size that it states."""
+    """The manifest of a model that is there whole: readable, and every file of the size that it states.
+
+    Raises:
+        PermissionError: the store is somebody else's.
+    """
     try:
         raw = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         files = tuple(StoredFile(**file) for file in raw.pop("files"))
@@ -148,8 +152,10 @@ def read_manifest(directory: Path) -> Manifest | None:
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
             raise ValueError("a file outside of the model's directory")
         whole = all((directory / file.path).stat().st_size == file.size for file in files)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("the manifest in %s cannot be used (%s); pull the model again", directory, error)
         return None
