@@ -248,10 +248,11 @@ def test_what_was_read_is_saved_though_nobody_takes_the_answer(
     sash: Sash, windowed_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: tuple[str, ...]
 ):
     place = tmp_path / "book.session"
-    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="1"):
+    with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", Gone())
         patched.setattr(sys, "stderr", sys.stderr)  # typer wraps both
-        sash("run", windowed_model, "Once upon a time", *GREEDY, *as_json, "--save", place)
+        with pytest.raises(SystemExit, match="1"):
+            sash("run", windowed_model, "Once upon a time", *GREEDY, *as_json, "--save", place)
     code, out, _ = sash("run", "--resume", place, "And then?", *GREEDY)
     assert (code, bool(out)) == (0, True)
 
@@ -260,10 +261,11 @@ def test_a_chat_is_saved_though_nobody_takes_the_answer(
     sash: Sash, windowed_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     place = tmp_path / "talk.session"
-    with monkeypatch.context() as patched, pytest.raises(SystemExit, match="1"):
+    with monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", Gone())
         patched.setattr(sys, "stderr", sys.stderr)
-        sash("chat", windowed_model, *GREEDY, "--save", place, stdin=b"Hi\nMore\n")
+        with pytest.raises(SystemExit, match="1"):
+            sash("chat", windowed_model, *GREEDY, "--save", place, stdin=b"Hi\nMore\n")
     code, _, err = sash("chat", "--resume", place, *GREEDY, "--stats", stdin=b"And then?\n")
     assert (code, int(err.split(" in the conversation")[0].split()[-1]) > 40) == (0, True)
 

@@ -5,6 +5,7 @@ A message between `"""` and `"""` may have several lines.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,11 +76,22 @@ def terminal_messages(completions: list[str]) -> Iterator[str]:
     session = _prompt_session(completions)
     while True:
         try:
-            yield session.prompt(PROMPT, prompt_continuation=MORE)
+            message = _asked(session)
         except KeyboardInterrupt:
             sys.stderr.write("(Ctrl-D or /bye leaves)\n")
+            continue
         except EOFError:
             return
+        yield message
+
+
+def _asked(session: PromptSession[str]) -> str:
+    """What is typed. Ctrl-C is a key there; as a signal, in the moments before and after, it would break the prompt."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        return session.prompt(PROMPT, prompt_continuation=MORE)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _prompt_session(completions: list[str]) -> PromptSession[str]:
