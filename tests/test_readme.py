@@ -1,4 +1,4 @@
-"""The README runs: its commands, its programs, and the tests that its claims name.
+"""The README and the page of features run: their commands, programs, and the tests that their claims name.
 
 Commands and programs that need a model of the catalogue run with the models' tests (make test-models).
 """
@@ -22,7 +22,8 @@ from tests.test_docs import TEST_ID, missing_tests
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BLOCKS = [(found[1], found[2]) for found in FENCE.finditer(README)]
+PAGES = {"README": README, "features": (ROOT / "docs" / "features.md").read_text(encoding="utf-8")}
+BLOCKS = [(found[1], found[2]) for page in PAGES.values() for found in FENCE.finditer(page)]
 SERVED = "http://127.0.0.1:8000"
 """Where servers of the README are."""
 
@@ -181,13 +182,14 @@ def test_every_block_is_of_a_kind_that_is_tested():
     kinds = [language for language, _ in BLOCKS]
     assert set(kinds) == {"sh", "console", "python", "text"}
     assert kinds.count("text") == 1  # the transcript of `make run`
-    assert README.count("```") == 2 * len(BLOCKS)
+    assert sum(page.count("```") for page in PAGES.values()) == 2 * len(BLOCKS)
     assert len(COMMANDS) > 8
     assert len(PROGRAMS) > 3
 
 
-def test_every_claim_names_a_test_that_exists():
-    _, _, table = README.partition("| claim | test |\n|---|---|\n")
+@pytest.mark.parametrize("page", PAGES)
+def test_every_claim_names_a_test_that_exists(page: str):
+    _, _, table = PAGES[page].partition("| claim | test |\n|---|---|\n")
     rows = re.match(r"(?:\|.*\|\n)+", table)
     assert rows is not None
     claims = rows[0].splitlines()
