@@ -1,15 +1,17 @@
-"""How long from the start of a process to the first token of `sash run`, and until `sash serve` takes requests.
+"""How long until the first token of `sash run`, until `sash serve` takes requests, and what it takes while idle.
 
     python benchmarks/startup.py
     python benchmarks/startup.py --model gemma-3-270m --rounds 9
+    python benchmarks/startup.py --idle 60 --rounds 1
 
 Each round starts a process for each of three things in turn: `sash run MODEL hi -n 1` until its answer is read, `sash
 serve MODEL` until it says that it serves, and the same work step by step in one process that notes when each step is
 done (importing torch and Sash, opening the file, tokenizer, weights, first token; the tokenizer and the weights one
-after the other there, side by side in `sash run`). One round goes ahead uncounted, so that files are in the system's
-cache and modules are compiled. Medians are told; the last line is JSON.
+after the other there, side by side in `sash run`). A server that is ready is left alone for some seconds (`--idle`):
+the processor time that it and its children take meanwhile is told as a part of a core. One round goes ahead uncounted,
+so that files are in the system's cache and modules are compiled. Medians are told; the last line is JSON.
 
-Targets: first token 3 s, ready 4 s, for smollm2-135m-instruct.
+Targets: first token 3 s, ready 4 s, for smollm2-135m-instruct; idle 1% of a core.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import time
 import urllib.error
 import urllib.request
 from itertools import pairwise
+from pathlib import Path
 
 SERVING = re.compile(r"serving +(http://\S+)")
 STEPS = ("torch", "sash", "open", "tokenizer", "weights", "first_token")
@@ -53,8 +56,23 @@ def first_token(model: str) -> float:
     return took
 
 
-def ready(model: str) -> float:
-    """Seconds until `sash serve` says of itself that it takes requests, and its health is asked for to be sure."""
+def processor_seconds(pid: int) -> float:
+    """The processor time of a process and of its living children, so far; Linux only."""
+    total, waiting = 0, [pid]
+    while waiting:
+        one = Path(f"/proc/{waiting.pop()}")
+        fields = (one / "stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+        for children in one.glob("task/*/children"):
+            waiting += map(int, children.read_text().split())
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def ready(model: str, idle_seconds: float) -> dict[str, float]:
+    """Seconds until `sash serve` says of itself that it takes requests, and what part of a core it takes after that.
+
+    Its health is asked for to be sure.
+    """
     began = time.perf_counter()
     command = sash("serve", model, "--port", "0")
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment(), text=True) as process:
@@ -67,10 +85,15 @@ def ready(model: str) -> float:
             urllib.request.urlopen(f"{said[1]}/health", timeout=10).close()
         except urllib.error.URLError as error:
             raise SystemExit(f"sash serve is not well: {error}") from error
+        else:
+            time.sleep(1)  # what the start itself has left to do
+            before, since = processor_seconds(process.pid), time.perf_counter()
+            time.sleep(idle_seconds)
+            idle = (processor_seconds(process.pid) - before) / (time.perf_counter() - since)
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate()
-    return took
+    return {"ready": took, "idle part of a core": idle}
 
 
 def step_by_step(model: str) -> None:
@@ -120,6 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--idle", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -128,13 +152,16 @@ def main() -> None:
     from machine import describe_machine
 
     rounds = [
-        {"first_token": first_token(options.model), "ready": ready(options.model), **timed_steps(options.model)}
+        {"first_token": first_token(options.model), **ready(options.model, options.idle), **timed_steps(options.model)}
         for _ in range(options.rounds + 1)
     ][1:]
-    medians = {name: round(statistics.median(one[name] for one in rounds), 3) for name in rounds[0]}
-    for name, seconds in medians.items():
+    medians = {name: round(statistics.median(one[name] for one in rounds), 4) for name in rounds[0]}
+    for name, median in medians.items():
         values = sorted(one[name] for one in rounds)
-        print(f"{name:>18} {seconds:7.2f} s   ({values[0]:.2f} to {values[-1]:.2f})")
+        if name.startswith("idle"):
+            print(f"{'idle':>18} {median:7.2%} of a core   ({values[0]:.2%} to {values[-1]:.2%})")
+        else:
+            print(f"{name:>18} {median:7.2f} s   ({values[0]:.2f} to {values[-1]:.2f})")
     result = {"benchmark": "startup", "model": options.model, "rounds": options.rounds, "seconds": medians}
     print(json.dumps(result | {"machine": describe_machine()}))
 

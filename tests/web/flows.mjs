@@ -276,6 +276,8 @@ flow("keeps conversations over a reload", async ({ page, server }) => {
 flow("keeps what had come when the page is closed in mid-answer", async ({ page, server }) => {
   server.reply = LONG;
   server.gap = 100;
+  server.faults = ["hold"]; // so that the answer is not over before the page is closed
+  server.holdAt = 30;
   await say(page, "Go on");
   await said(page).getByText("word22").waitFor();
   await page.reload();
