@@ -10,8 +10,7 @@ struct BlockRows {
   const char* values[kKeyBlock];
   bool scaled;      // Some rows are int8: they have factors.
   bool int8;        // All rows are still int8.
-  bool whole;       // All rows are of one run ...
-  int64_t stride;   // ... and this far apart.
+  int64_t stride;   // All rows are of one run and this far apart; otherwise 0.
 };
 
 alignas(64) static const char kZeroRow[2 * kMaxHeadDim] = {};
@@ -21,14 +20,40 @@ inline void widen_row(uint16_t* to, const char* from, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = to_bf16(static_cast<float>(narrow[i]));
 }
 
+// Nearly every block lies in one run; false where this one does not.
+inline bool find_whole(const AttentionTask& task, int64_t base, Sight sight, float* key_factor, float* value_factor,
+                       BlockRows& rows) {
+  for (int64_t i = 0; i < task.n_runs; ++i) {
+    const KeyRun& run = task.runs[i];
+    const int64_t at = base - run.first_position;
+    if (run.sight != sight || at < 0 || at + kKeyBlock > run.count) continue;
+    rows.scaled = rows.int8 = run.key_scales != nullptr;
+    rows.stride = run.stride;
+    const char* key = static_cast<const char*>(run.keys) + at * run.stride;
+    const char* value = static_cast<const char*>(run.values) + at * run.stride;
+    for (int64_t j = 0; j < kKeyBlock; ++j, key += run.stride, value += run.stride) {
+      rows.keys[j] = key;
+      rows.values[j] = value;
+    }
+    if (rows.scaled) {
+      std::memcpy(key_factor, run.key_scales + at, kKeyBlock * 4);
+      std::memcpy(value_factor, run.value_scales + at, kKeyBlock * 4);
+      return true;
+    }
+    for (int64_t j = 0; j < kKeyBlock; ++j) key_factor[j] = value_factor[j] = 1.0f;
+    return true;
+  }
+  return false;
+}
+
 // Where the rows of a block from position `base` lie. Positions that no run holds are rows of zeros. A block in which
 // int8 meets bfloat16 becomes bfloat16: an int8 is one exactly.
 inline void find_rows(const AttentionTask& task, int64_t base, Sight sight, float* key_factor, float* value_factor,
                       uint16_t* widened, BlockRows& rows) {
+  if (find_whole(task, base, sight, key_factor, value_factor, rows)) return;
+  rows.stride = 0;
   bool narrow[kKeyBlock] = {};
   int64_t n_narrow = 0, n_wide = 0;
-  rows.whole = false;
-  rows.stride = 0;
   for (int64_t j = 0; j < kKeyBlock; ++j) {
     rows.keys[j] = rows.values[j] = kZeroRow;
     key_factor[j] = value_factor[j] = 1.0f;
@@ -37,8 +62,6 @@ inline void find_rows(const AttentionTask& task, int64_t base, Sight sight, floa
     const KeyRun& run = task.runs[i];
     if (run.sight != sight) continue;
     const int64_t stop = least(base + kKeyBlock, run.first_position + run.count);
-    if (stop > base && run.first_position < base + kKeyBlock) rows.stride = run.stride;
-    rows.whole |= run.first_position <= base && stop == base + kKeyBlock;
     for (int64_t position = most(base, run.first_position); position < stop; ++position) {
       const int64_t j = position - base, at = position - run.first_position;
       rows.keys[j] = static_cast<const char*>(run.keys) + at * run.stride;

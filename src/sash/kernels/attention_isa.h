@@ -90,7 +90,8 @@ class Unit {
     item.first = first, item.stop = stop, item.window = window;
 #if defined(__AMX_TILE__)
     FewRows few(task_, scratch_);
-    if (n_rows_ <= 16) few.begin(item, oldest / kKeyBlock * kKeyBlock);
+    const auto group_end = [&](int64_t base) { return least(base + kKeyGroup, end); };
+    if (n_rows_ <= 16) few.begin(item.annex, oldest, group_end(oldest / kKeyGroup * kKeyGroup));
 #endif
     for (int64_t base = oldest / kKeyGroup * kKeyGroup; base < end; base += kKeyGroup) {
       const int64_t from = most(oldest - base, 0) / kKeyBlock;
@@ -98,16 +99,10 @@ class Unit {
 #if defined(__AMX_TILE__)
       if (n_rows_ <= 16) {
         item.n_rows = n_rows_;
-        for (item.block = from; item.block < to; ++item.block) {
-          item.base = base + item.block * kKeyBlock;
-          const BlockRows rows = find(sight, item.base, item.block);
-          meets(item);
-          few.push(item, rows);
-        }
-        few.weigh();
-        item.block = to - 1;
-        item.count = to - from;
-        pipeline_.add(item);
+        few.meet_group(
+            item, base, from, to, group_end(base + kKeyGroup),
+            [&](int64_t block, BlockRows& rows) { find(sight, base + block * kKeyBlock, block, rows); },
+            [&](Item& met) { meets(met); });
         continue;
       }
 #endif
@@ -135,21 +130,20 @@ class Unit {
   }
 
   void gather(Sight sight, int64_t base, int64_t block) {
-    const BlockRows rows = find(sight, base, block);
+    BlockRows rows;
+    find(sight, base, block, rows);
     gather_keys(scratch_, rows, scratch_.k_block(block));
     gather_values(scratch_, rows, block);
   }
 
-  BlockRows find(Sight sight, int64_t base, int64_t block) {
+  void find(Sight sight, int64_t base, int64_t block, BlockRows& rows) {
     float* const key_factor = scratch_.key_factor + block * kKeyBlock;
-    BlockRows rows;
     find_rows(task_, base, sight, key_factor, scratch_.value_factor + block * kKeyBlock, scratch_.widened, rows);
     // Weights are powers of two.
     for (int64_t i = 0; i < kKeyBlock; ++i) key_factor[i] *= task_.scale * 1.44269504088896341f;
     scratch_.scaled[block] = rows.scaled;
     scratch_.biased[block] = false;
     if (sight == Sight::annex) find_biases(base, block);
-    return rows;
   }
 
   void find_biases(int64_t base, int64_t block) {

@@ -44,6 +44,7 @@ struct Scratch {
   float* key_bias;                   // [block][32]: added to scores as powers of two ...
   bool biased[kBlocks];              // ... where this says so.
   uint16_t* widened;    // int8 rows of a block that also holds bfloat16.
+  element* copies;      // Of a few rows with AMX: twice what tiles multiply at once.
   size_t bytes;
 
   Scratch(int64_t head_dim, void* memory);
@@ -83,6 +84,7 @@ inline Scratch::Scratch(int64_t dims, void* memory)
   take(value_factor, kKeyGroup);
   take(key_bias, kKeyGroup);
   take(widened, 2 * kKeyBlock * head_dim);
+  take(copies, 2048);
 }
 
 }  // namespace sash::SASH_ISA
