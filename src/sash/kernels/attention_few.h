@@ -25,21 +25,28 @@ class Ahead {
       const int64_t from = first + i * part;
       if (from < stop) left_ = most(left_, find(task, annex, values, from, least(stop, from + part), at_[i]));
     }
-    pace_ = (left_ + n_calls - 1) / n_calls;
+    pace_ = (left_ * kWhole + n_calls - 1) / n_calls;
   }
 
+  // All at once.
+  void rush() {
+    for (; left_ > 0; --left_) one_line();
+  }
+
+  // Its share of lines. Many at once would have to wait for each other, and all else for them.
   SASH_INLINE void operator()() {
-    const int64_t count = least(pace_, left_);
-    left_ -= count;
-    for (int64_t line = 0; line < count; ++line)
-      for (int64_t i = 0; i < kRuns; ++i) {
-        __builtin_prefetch(at_[i], 0, 2);
-        at_[i] += 64;
-      }
+    for (due_ += pace_; due_ >= kWhole && left_ > 0; due_ -= kWhole, --left_) one_line();
   }
 
  private:
-  static constexpr int64_t kRuns = 4;
+  static constexpr int64_t kRuns = 4, kWhole = 256;
+
+  SASH_INLINE void one_line() {
+    for (int64_t i = 0; i < kRuns; ++i) {
+      __builtin_prefetch(at_[i], 0, 2);
+      at_[i] += 64;
+    }
+  }
 
   // Where a part begins, and its lines.
   static int64_t find(const AttentionTask& task, bool annex, bool values, int64_t first, int64_t stop, const char*& at) {
@@ -56,7 +63,7 @@ class Ahead {
   }
 
   const char* at_[kRuns] = {kZeroRow, kZeroRow, kZeroRow, kZeroRow};
-  int64_t left_ = 0, pace_ = 0;
+  int64_t left_ = 0, pace_ = 0, due_ = 0;
 };
 
 class FewRows {
@@ -75,14 +82,14 @@ class FewRows {
   }
 
   // Asks for the keys of a sweep's first group.
-  void begin(bool annex, int64_t first, int64_t stop) const { Ahead(task_, annex, false, first, stop, 1)(); }
+  void begin(bool annex, int64_t first, int64_t stop) const { Ahead(task_, annex, false, first, stop, 1).rush(); }
 
   // Meets blocks `from` to before `to` of the group at `base`; `find(block, rows)` tells where one lies, `meets(item)` notes what
   // its rows see of it. After them come keys up to before `next`.
   template <class Find, class Meets>
   void meet_group(Item item, int64_t base, int64_t from, int64_t to, int64_t next, Find&& find, Meets&& meets) {
     const int64_t first = base + from * kKeyBlock, stop = base + to * kKeyBlock;
-    ahead_ = Ahead(task_, item.annex, true, first, stop, (to - from) * scratch_.steps);
+    ahead_ = Ahead(task_, item.annex, true, first, stop, (to - from) * scratch_.steps * kParts);
     load_query_tiles();
     Item before;
     for (int64_t block = from; block < to; ++block) {
@@ -99,7 +106,7 @@ class FewRows {
     }
     multiply(to - 1, scratch_.steps - 1);
     weigh(before);
-    ahead_ = Ahead(task_, item.annex, false, stop, next, (scratch_.cols + 1) / 2 * (to - from));
+    ahead_ = Ahead(task_, item.annex, false, stop, next, (scratch_.cols + 1) / 2 * (to - from) * kParts);
     correct_sums(scratch_, 0);
     for (int64_t col = 0; col < scratch_.cols; col += 2)
       col + 1 < scratch_.cols ? add_values<2>(col, from, to) : add_values<1>(col, from, to);
@@ -107,6 +114,7 @@ class FewRows {
 
  private:
   static constexpr int64_t kHeldSteps = 4;  // Of queries, in tiles 4 to 7.
+  static constexpr int64_t kParts = 8;      // Of copying a block; after each some lines are asked for.
 
   struct Place {
     const char *keys, *values;
@@ -114,8 +122,7 @@ class FewRows {
     bool int8;
   };
 
-  // What is copied next lies 2 KiB from what tiles read meanwhile: of addresses that are alike in their lowest 12 bits a core
-  // takes the one for the other, and waits for its stores.
+  // While tiles read one, the next is copied to the other.
   element* key_copy(int64_t block, int64_t step) const {
     return scratch_.copies + (block * scratch_.steps + step) % 2 * 1024;
   }
@@ -183,10 +190,12 @@ class FewRows {
     const int64_t bytes = scratch_.head_dim * (rows.int8 ? 1 : 2);
     char* const keys = reinterpret_cast<char*>(scratch_.k_block(block));
     char* const values = reinterpret_cast<char*>(scratch_.v + block * kKeyBlock * scratch_.head_dim);
-    for (int64_t j = 0; j < kKeyBlock; ++j) {
-      std::memcpy(keys + j * bytes, rows.keys[j], static_cast<size_t>(bytes));
-      std::memcpy(values + j * bytes, rows.values[j], static_cast<size_t>(bytes));
-    }
+    for (int64_t j = 0; j < kKeyBlock; ++j)
+      for (int64_t at = 0; at < bytes; at += 64) {
+        const __mmask64 inside = bytes - at < 64 ? (uint64_t{1} << (bytes - at)) - 1 : ~uint64_t{0};
+        _mm512_mask_storeu_epi8(keys + j * bytes + at, inside, _mm512_maskz_loadu_epi8(inside, rows.keys[j] + at));
+        _mm512_mask_storeu_epi8(values + j * bytes + at, inside, _mm512_maskz_loadu_epi8(inside, rows.values[j] + at));
+      }
     place = {keys, values, bytes, rows.int8};
   }
 
@@ -194,17 +203,17 @@ class FewRows {
   void copy_keys(int64_t block, int64_t step) {
     const Place& place = places_[block];
     element* const to = key_copy(block, step);
-    ahead_();
     if (scratch_.head_dim - step * 32 < 32)
       place.int8 ? copy_keys<true, true>(place, step, to) : copy_keys<false, true>(place, step, to);
     else
       place.int8 ? copy_keys<true, false>(place, step, to) : copy_keys<false, false>(place, step, to);
   }
   template <bool int8, bool half>
-  static void copy_keys(const Place& place, int64_t step, element* to) {
+  void copy_keys(const Place& place, int64_t step, element* to) {
     constexpr __mmask32 inside = half ? 0xffff : 0xffffffff;
     const char* from = place.keys + step * (int8 ? 32 : 64);
     for (int64_t key = 0; key < kKeyBlock; ++key, from += place.stride) {
+      if (key % (kKeyBlock / kParts) == 0) ahead_();
       __m512i wide;
       if (int8) {
         const __m256i narrow = _mm256_maskz_loadu_epi8(inside, from);
@@ -225,7 +234,6 @@ class FewRows {
     unrolled<n>([&](auto i) { tile_load<i>(o + i * 256); });
     for (int64_t block = from; block <= to; ++block) {
       if (block < to) {
-        ahead_();
         const Place& place = places_[block];
         place.int8 ? gather<n, true>(place, col, value_copy(block)) : gather<n, false>(place, col, value_copy(block));
       }
@@ -240,10 +248,12 @@ class FewRows {
   }
 
   template <int n, bool int8>
-  static void gather(const Place& place, int64_t col, element* to) {
+  void gather(const Place& place, int64_t col, element* to) {
     const char *first = place.values, *second = first + 16 * place.stride;
-    for (int64_t i = 0; i < 16; ++i, first += place.stride, second += place.stride)
+    for (int64_t i = 0; i < 16; ++i, first += place.stride, second += place.stride) {
+      if (i % (16 / kParts) == 0) ahead_();
       unrolled<n>([&](auto j) { _mm512_store_si512(to + j * 512 + i * 32, pair_values<int8>(first, second, col + j)); });
+    }
   }
 
   const AttentionTask& task_;
