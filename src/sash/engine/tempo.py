@@ -25,8 +25,8 @@ AGAIN = 24
 FIRST = 32
 """Tokens of all prompts beside those that write where nothing was measured yet."""
 
-KEPT = 5
-"""Steps of their own, of those that write, of which the median counts, or the last if that was shorter."""
+KEPT = 3
+"""Steps of their own, of those that write, of which the median counts."""
 
 ENOUGH = 128
 """Tokens of a prompt that tell by themselves what one of them takes."""
@@ -35,12 +35,12 @@ ENOUGH = 128
 class Tempo:
     """What steps of written tokens take by their number, and what a token of a prompt adds to one."""
 
-    def __init__(self, stretch: float = 2.0, hurry: float = 6.0) -> None:
+    def __init__(self, stretch: float = 2.25, hurry: float = 6.0) -> None:
         """Nothing is known yet.
 
         Args:
             stretch: how many times as long as one that only writes a step may take that reads a prompt beside. Each
-                further prompt adds as much again: by 2, each takes its turn like all of those that write.
+                further prompt adds as much again.
             hurry: the most that comes to; and what it is while others wait for a row, when all are better served by
                 fewer and longer steps.
 
@@ -73,7 +73,8 @@ class Tempo:
         """Tokens of a sequence's prompt that there is time for beside so many that write and what others read.
 
         Matrix units take as long for a part of their rows as for all, so a step has a multiple of them, if that is not
-        much less than there is time for.
+        much less than there is time for. Of two multiples a third may lack: one alone seems dearer by the token than
+        two, and would stay so.
 
         >>> from sash.engine.request import Request
         >>> from sash.sampling import SamplingParams
@@ -87,6 +88,8 @@ class Tempo:
         n_rows = n_writing + n_read
         most = int(max(0.0, seconds) / cost)
         filled = (n_rows + most) // ROWS * ROWS - n_rows
+        if ROWS <= n_rows + most < 2 * ROWS and 2 * (filled + ROWS) <= 3 * most:
+            return filled + ROWS
         return filled if 2 * filled > most else most
 
     def note(self, works: Many[Work], seconds: float) -> None:
@@ -103,27 +106,27 @@ class Tempo:
                 self._token = seconds / n_read  # too much, and soon corrected: too little would make a step too long
         elif n_writing:
             self._since += 1
-            self._add(reading, n_read, seconds - (self._alone(n_writing) or 0.0))
+            # A few take as long as all that matrix units take with them: else they would seem dear, and become fewer.
+            n_filled = max(n_read, min(ROWS, 2 * n_read + 1) - n_writing)
+            self._add(reading, (seconds - (self._alone(n_writing) or 0.0)) / n_filled)
 
-    def _add(self, reading: list[Work], n_read: int, seconds: float) -> None:
-        """Note what prompts have added to a step, each in proportion to what it was known to add."""
+    def _add(self, reading: list[Work], token: float) -> None:
+        """Note what a token of prompts has added to a step, for each in proportion to what it was known to add."""
         known = [self.cost(work.sequence) or 0.0 for work in reading]
-        expected = sum(cost * work.n_tokens for cost, work in zip(known, reading, strict=True))
+        n_read = sum(work.n_tokens for work in reading)
+        expected = sum(cost * work.n_tokens for cost, work in zip(known, reading, strict=True)) / n_read
         for cost, work in zip(known, reading, strict=True):
-            work.sequence.token_seconds = _blended(cost, cost * seconds / expected) if expected else None
-        self._token = _blended(self._token or 0.0, seconds / n_read)
+            work.sequence.token_seconds = _blended(cost, cost * token / expected) if expected else None
+        self._token = _blended(self._token or 0.0, token)
 
     def _alone(self, n_writing: int) -> float | None:
         """What so many that write take alone, or else fewer of them, or more.
 
-        A step that strayed must make no slice longer, for that would last for `AGAIN` steps; one that was short counts.
+        A step that strayed must make no slice longer: that would last for `AGAIN` steps.
         """
         size = n_writing.bit_length()
         sizes = sorted(self._writing, key=lambda known: (known > size, abs(known - size)))
-        if not sizes:
-            return None
-        known = self._writing[sizes[0]]
-        return min(median_low(known), known[-1])
+        return median_low(self._writing[sizes[0]]) if sizes else None
 
 
 def _blended(known: float, measured: float) -> float:
