@@ -164,6 +164,25 @@ inline float largest_of(const float* x, int64_t from, int64_t upto) {
 inline int32_t round_inputs(const float* x, int64_t from, int64_t upto, float largest, char* to) {
   // Below the bound 127 / largest would leave the range of float32.
   const f32x16 inverse = all16(largest >= 0x1p-119f ? 127.0f / largest : 0.0f);
+#if defined(__AVX512VNNI__)
+  if (from % 64 == 0 && upto % 64 == 0) {
+    // Whole lines: the conversion rounds to the nearest, and packing keeps to 127 at most.
+    const __m512i least = _mm512_set1_epi32(-127), ones = _mm512_set1_epi8(1);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const auto whole = [&](const float* at) {
+      return _mm512_max_epi32(_mm512_cvtps_epi32((__m512)(load16(at) * inverse)), least);
+    };
+    __m512i sums = _mm512_setzero_si512();
+    for (int64_t i = from; i < upto; i += 64) {
+      const __m512i low = _mm512_packs_epi32(whole(x + i), whole(x + i + 16));
+      const __m512i high = _mm512_packs_epi32(whole(x + i + 32), whole(x + i + 48));
+      const __m512i line = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
+      sums = _mm512_dpbusd_epi32(sums, ones, line);
+      _mm512_storeu_si512(to + i / 64 * (kTile * 64), line);
+    }
+    return _mm512_reduce_add_epi32(sums);
+  }
+#endif
   const i32x16 most = i32x16{} + 127;
   i32x16 total = {};
   for (int64_t i = from; i < upto; i += 16) {
@@ -181,8 +200,15 @@ inline int32_t round_inputs(const float* x, int64_t from, int64_t upto, float la
 // Prepares one row: `x` holds form.k floats. `scratch` has room for padded_k floats.
 inline void prepare_row(const float* x, const Norm* norm, const Form& form, const Rows& rows, int64_t row,
                         float* scratch) {
+  const bool straight = norm == nullptr && form.rotation > 1;
   if (norm != nullptr) {
     normalise(x, *norm, form.k, scratch);
+  } else if (straight) {
+    // Turned as it comes in: what memory is waited for comes next meanwhile.
+    for (int64_t i = 0; i < form.k; i += form.rotation) {
+      std::memcpy(scratch + i, x + i, static_cast<size_t>(form.rotation) * 4);
+      rotate(scratch + i, form.rotation, form.rotation);
+    }
   } else {
     std::memcpy(scratch, x, static_cast<size_t>(form.k) * 4);
   }
@@ -192,7 +218,7 @@ inline void prepare_row(const float* x, const Norm* norm, const Form& form, cons
       store_bf16(reinterpret_cast<uint16_t*>(rows.at(row, i / 32) + i % 32 * 2), load16(scratch + i));
     return;
   }
-  rotate(scratch, form.k, form.rotation);
+  if (!straight) rotate(scratch, form.k, form.rotation);
   const int64_t size = form.padded_k / form.groups;
   float largest = form.scale_groups == 1 ? largest_of(scratch, 0, form.padded_k) : 0;
   for (int64_t group = 0; group < form.groups; ++group) {

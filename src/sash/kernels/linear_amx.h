@@ -49,9 +49,15 @@ inline void prefetch_output(const Walk& walk, int64_t block) {
 
 // Tiles 0..3 hold sums: 0 1 / 2 3 of two row tiles by two weight tiles; 4, 5 rows; 6, 7 weights.
 
-// Products of 16 m rows by 16 n outputs over a walk's blocks, as float32 or int32 [16 m][32] in `sums`.
-template <bool integer, int m, int n>
-inline void tile_block(const Walk& walk, float* sums) {
+// What vectors do while the tiles work: nothing.
+struct Idle {
+  void operator()(int64_t, int64_t) const {}
+};
+
+// Products of 16 m rows by 16 n outputs over a walk's blocks, as float32 or int32 [16 m][32] in `sums`. In each of them
+// `meanwhile(block, 0)` and `meanwhile(block, 1)` are called between tile products.
+template <bool integer, int m, int n, class Meanwhile>
+inline void tile_block(const Walk& walk, float* sums, const Meanwhile& meanwhile) {
   if (walk.carried) {
     tile_load<0>(sums, 128);
     if (n == 2) tile_load<1>(sums + 16, 128);
@@ -76,6 +82,7 @@ inline void tile_block(const Walk& walk, float* sums) {
     tile_load<6>(w);
     tile_dot<integer, 0, 4, 6>();
     if (walk.near) prefetch_tile(w + 1024);
+    meanwhile(block, 0);
     if (n == 2) {
       tile_load<7>(w + walk.weight_tile);
       tile_dot<integer, 1, 4, 7>();
@@ -85,8 +92,9 @@ inline void tile_block(const Walk& walk, float* sums) {
       tile_load<5>(x + walk.row_tile);
       tile_dot<integer, 2, 5, 6>();
       if (walk.near) prefetch_tile(x + walk.row_tile + 1024);
-      if (n == 2) tile_dot<integer, 3, 5, 7>();
     }
+    meanwhile(block, 1);
+    if (m == 2 && n == 2) tile_dot<integer, 3, 5, 7>();
   }
   tile_store<0>(sums, 128);
   if (n == 2) tile_store<1>(sums + 16, 128);
@@ -94,12 +102,12 @@ inline void tile_block(const Walk& walk, float* sums) {
   if (m == 2 && n == 2) tile_store<3>(sums + 16 * 32 + 16, 128);
 }
 
-template <bool integer>
-inline void any_block(bool two_rows, bool two_tiles, const Walk& walk, float* sums) {
-  if (two_rows && two_tiles) return tile_block<integer, 2, 2>(walk, sums);
-  if (two_rows) return tile_block<integer, 2, 1>(walk, sums);
-  if (two_tiles) return tile_block<integer, 1, 2>(walk, sums);
-  tile_block<integer, 1, 1>(walk, sums);
+template <bool integer, class Meanwhile = Idle>
+inline void any_block(bool two_rows, bool two_tiles, const Walk& walk, float* sums, const Meanwhile& meanwhile = {}) {
+  if (two_rows && two_tiles) return tile_block<integer, 2, 2>(walk, sums, meanwhile);
+  if (two_rows) return tile_block<integer, 2, 1>(walk, sums, meanwhile);
+  if (two_tiles) return tile_block<integer, 1, 2>(walk, sums, meanwhile);
+  tile_block<integer, 1, 1>(walk, sums, meanwhile);
 }
 
 // Outputs that no cache will hold until they are read go past all of them: a line that is written whole need not be
@@ -160,6 +168,32 @@ inline void finish_block(const Product& product, const float* sums, int64_t row,
   });
 }
 
+// Sums that are handed on while the tiles work on those that come next.
+class Waiting {
+ public:
+  explicit Waiting(const Product& product) : product_(product) {}
+
+  void put(const float* sums, int64_t row, int64_t count, int64_t tile, int64_t n) {
+    finish(left_);
+    sums_ = sums, row_ = row, left_ = count, tile_ = tile, n_ = n;
+  }
+  // Hands on `rows` of them, or as many as are left.
+  void finish(int64_t rows) {
+    const int64_t count = rows < left_ ? rows : left_;
+    if (count == 0) return;
+    finish_block(product_, sums_, row_, count, tile_, n_);
+    sums_ += count * 32, row_ += count, left_ -= count;
+  }
+  void finish() { finish(left_); }
+  // Where a place for sums is free, of two: these take turns.
+  int64_t place() { return place_ ^= 1; }
+
+ private:
+  const Product& product_;
+  const float* sums_ = nullptr;
+  int64_t row_ = 0, left_ = 0, tile_ = 0, n_ = 0, place_ = 0;
+};
+
 // Some blocks of one or two tiles of weights, by all rows.
 struct Panel {
   const char* weights;
@@ -169,16 +203,20 @@ struct Panel {
 };
 
 // While rows go by, the next panel comes in: each pair of row tiles asks for its share. `sums` has a place [32][32] for
-// each pair, or (`sums_stride` 0) one for all where a panel has all blocks.
-template <bool integer>
-inline void multiply_panel(const Product& product, const Panel& panel, int64_t tile, int64_t n, int64_t row,
-                           int64_t count, float* sums, int64_t sums_stride) {
+// each pair, or (`sums_stride` 0) two for all where a panel has all blocks. `meanwhile` is what vectors do while the first pair
+// goes by.
+template <bool integer, class Meanwhile = Idle>
+inline void multiply_panel(const Product& product, const Panel& panel, int64_t tile, int64_t n, int64_t row, int64_t count,
+                           float* sums, int64_t sums_stride, Waiting& waiting, const Meanwhile& meanwhile = {}) {
+  constexpr int64_t rows_at_once = 4;
   const int64_t pairs = ceil_div(count, 2 * kTile), each = ceil_div(16, pairs);
+  const int64_t pause = panel.blocks / (2 * kTile / rows_at_once) + (panel.blocks < 2 * kTile / rows_at_once);
   const bool last = panel.first + panel.blocks >= product.rows.blocks;
   Walk walk{nullptr, panel.weights, panel.blocks * 1024, panel.weight_tile, panel.blocks, panel.first > 0};
   walk.near = true;
-  for (int64_t pair = 0; pair < pairs; ++pair, sums += sums_stride) {
+  for (int64_t pair = 0; pair < pairs; ++pair) {
     const int64_t at = row + pair * 32, here = row + count - at < 32 ? row + count - at : 32;
+    float* const own = sums + (sums_stride == 0 ? waiting.place() * 1024 : pair * sums_stride);
     walk.rows = product.rows.at(at, panel.first);
     walk.next_lines = panel.next == nullptr || pair * each >= 16 ? 0 : 16 - pair * each < each ? 16 - pair * each : each;
     walk.next = panel.next + pair * each * 64;
@@ -186,8 +224,19 @@ inline void multiply_panel(const Product& product, const Panel& panel, int64_t t
       walk.add_to = product.out + at * product.out_stride + tile * kTile;
       walk.add_stride = product.out_stride;
     }
-    any_block<integer>(here > kTile, n == 2, walk, sums);
-    if (last) finish_block(product, sums, at, here, tile, n);
+    const auto hand_on = [&](int64_t block) {
+      if ((block + 1) % pause == 0) waiting.finish(rows_at_once);
+    };
+    if (pair == 0)
+      any_block<integer>(here > kTile, n == 2, walk, own, [&](int64_t block, int64_t part) {
+        meanwhile(block, part);
+        if (part == 1) hand_on(block);
+      });
+    else
+      any_block<integer>(here > kTile, n == 2, walk, own, [&](int64_t block, int64_t part) {
+        if (part == 1) hand_on(block);
+      });
+    if (last) waiting.put(own, at, here, tile, n);
   }
 }
 
@@ -219,7 +268,7 @@ inline void multiply_streamed(const Product& product, int64_t first, int64_t las
 }
 
 // Sums of a unit of work, [pair of weight tiles][pair of row tiles][32][32], which wait for the next panel as they are:
-// panels change no result. Where one panel has all inputs, one place serves all.
+// panels change no result. Where one panel has all inputs, two places serve all.
 struct Sums {
   int64_t pair, stride;  // Floats from one pair of weight tiles, and of row tiles, to the next.
 
@@ -228,7 +277,7 @@ struct Sums {
     pair = stride * ceil_div(count, 2 * kTile);
   }
   size_t bytes(int64_t tiles) const {
-    return static_cast<size_t>(pair * ceil_div(tiles, 2) + (stride == 0 ? 32 * 32 : 0)) * 4;
+    return static_cast<size_t>(pair * ceil_div(tiles, 2) + (stride == 0 ? 2 * 32 * 32 : 0)) * 4;
   }
 };
 
@@ -239,14 +288,16 @@ inline void multiply_tiles(const Product& product, int64_t first, int64_t last, 
   const Rows& rows = product.rows;
   const Sums layout(product, count);
   float* const sums = reinterpret_cast<float*>(own_scratch(layout.bytes(last - first)));
+  Waiting waiting(product);
   for (int64_t from = 0; from < rows.blocks; from += rows.depth)
     for (int64_t tile = first; tile < last; tile += 2) {
       Panel panel{linear.tile(tile) + from * 1024, linear.tile_bytes(), from, rows.width(from)};
       panel.next = tile + 2 < last || from + rows.depth >= rows.blocks ? linear.tile(tile + 2) + from * 1024
                                                                       : linear.tile(first) + (from + rows.depth) * 1024;
       multiply_panel<integer>(product, panel, tile, last - tile >= 2 ? 2 : 1, row, count,
-                              sums + (tile - first) / 2 * layout.pair, layout.stride);
+                              sums + (tile - first) / 2 * layout.pair, layout.stride, waiting);
     }
+  waiting.finish();
 }
 
 }  // namespace sash::SASH_ISA

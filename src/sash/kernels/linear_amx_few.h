@@ -34,20 +34,29 @@ inline void multiply_few_tiles(const char* rows, const Streams<s>& weights, int6
   if (s > 2) tile_store<2>(sums + 1024, 128), tile_store<3>(sums + 1536, 128);
 }
 
-// `s` runs of `length` tiles from `tile` on, `apart` tiles from each other, by rows [row, row + count).
+// `s` runs of `length` tiles from `tile` on, `apart` tiles from each other, by rows [row, row + count). `body` is called with
+// the tiles of the first run one by one, and where the sums go.
+template <int64_t s, class Body>
+inline void few_runs(const Product& product, int64_t tile, int64_t length, int64_t apart, int64_t row, int64_t count,
+                     Body&& body) {
+  alignas(64) float sums[s][16 * 32];
+  for (int64_t t = 0; t < length; ++t) {
+    const int64_t second = t % 2;  // Tiles are handed on in pairs, since gated ones belong together.
+    body(tile + t, sums[0] + second * kTile);
+    if (!second && t + 1 < length) continue;
+    for (int64_t j = 0; j < s; ++j)
+      finish_block(product, sums[j], row, count, tile + j * apart + t - second, 1 + second);
+  }
+}
+
 template <bool integer, int64_t s>
 inline void multiply_few_runs(const Product& product, int64_t tile, int64_t length, int64_t apart, int64_t row,
                               int64_t count) {
   const Linear& linear = *product.linear;
   const char* rows = product.rows.at(row, 0);
-  alignas(64) float sums[s][16 * 32];
-  for (int64_t t = 0; t < length; ++t) {
-    const int64_t second = t % 2;  // Tiles are handed on in pairs, since gated ones belong together.
-    multiply_few_tiles<integer, s>(rows, {linear, tile + t, apart}, linear.blocks(), sums[0] + second * kTile);
-    if (!second && t + 1 < length) continue;
-    for (int64_t j = 0; j < s; ++j)
-      finish_block(product, sums[j], row, count, tile + j * apart + t - second, 1 + second);
-  }
+  few_runs<s>(product, tile, length, apart, row, count, [&](int64_t at, float* sums) {
+    multiply_few_tiles<integer, s>(rows, {linear, at, apart}, linear.blocks(), sums);
+  });
 }
 
 template <bool integer>

@@ -3,6 +3,7 @@
 
 #include "linear_amx.h"
 #include "linear_amx_few.h"
+#include "linear_amx_multiplied.h"
 
 #if defined(__AMX_TILE__)
 
@@ -122,35 +123,6 @@ inline void any_int4_block(const Int4Block& block, bool two_rows, bool two_tiles
   tile_int4_block<per_block, 1, 1>(block, sums);
 }
 
-// Int4 weights with multipliers as the int8 weights that they stand for: one block of 64 inputs by 16 outputs.
-//
-// Two bytes are multiplied at once, as one number of 16 bits: (256 b + a) m = 256 b m + a m. Where a m is negative, it
-// has borrowed one from the upper byte, which the sign of the lower one gives back.
-inline void unpack_multiplied(const Linear& linear, int64_t tile, int64_t block, char* to) {
-  const __m512i nibble = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8), sign = _mm512_set1_epi16(0x80);
-  const int64_t halves = 64 / linear.group;
-  const char* line = linear.tile(tile) + block * 512;
-  const int8_t* multipliers = linear.multiplier + (tile * linear.groups() + block * halves) * kTile;
-  // Four bytes in a row belong to one output.
-  const auto spread = [](const int8_t* from) {
-    const __m512i wide = (__m512i)load16_i8(from);
-    return _mm512_or_si512(_mm512_and_si512(wide, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(wide, 16));
-  };
-  const auto times = [&](__m512i nibbles, __m512i multiplier) {
-    const __m512i product = _mm512_mullo_epi16(_mm512_sub_epi16(nibbles, eight), multiplier);
-    const __m512i borrowed = _mm512_and_si512(product, sign);
-    return _mm512_add_epi16(_mm512_add_epi16(product, borrowed), borrowed);
-  };
-  const __m512i first = spread(multipliers), second = halves == 1 ? first : spread(multipliers + kTile);
-#pragma GCC unroll 8
-  for (int64_t j = 0; j < 8; ++j, line += 64, to += 64) {
-    prefetch(line + kStream);
-    const __m512i both = _mm512_loadu_si512(line);
-    _mm512_store_si512(to, times(_mm512_and_si512(both, nibble), first));
-    _mm512_store_si512(to + 512, times(_mm512_and_si512(_mm512_srli_epi16(both, 4), nibble), second));
-  }
-}
-
 // Adds the minima's part to the sums of one tile of rows, float32 [16][16]: eight rows at once, whose sums do not wait
 // for each other.
 inline void add_minima(const Linear& linear, int64_t tile, const Rows& rows, int64_t row, float* sums) {
@@ -198,70 +170,10 @@ inline void multiply_int4_tiles(const Product& product, int64_t first, int64_t l
   }
 }
 
-constexpr int64_t kSlice = 8;  // Blocks of a weight tile that are unpacked ahead of the tiles' products.
-
-// At most a tile of rows by `n` tiles of weights. While the tiles work on one slice of the weights, vectors unpack the
-// next, in alternation, and both slices stay in the first-level cache.
-template <int n>
-inline void multiply_few_multiplied(const Product& product, int64_t tile, int64_t row, int64_t count, char* slices) {
-  const Linear& linear = *product.linear;
-  const int64_t blocks = linear.blocks();
-  const char* rows = product.rows.at(row, 0);
-  const auto place = [&](int64_t block, int64_t j) { return slices + (block % (2 * kSlice) * n + j) * 1024; };
-  const auto unpack = [&](int64_t block) {
-    for (int64_t j = 0; block < blocks && j < n; ++j) unpack_multiplied(linear, tile + j, block, place(block, j));
-  };
-  for (int64_t block = 0; block < kSlice; ++block) unpack(block);
-  tile_zero<0>();
-  if (n == 2) tile_zero<1>();
-  for (int64_t block = 0; block < blocks; ++block) {
-    tile_load<4>(rows + block * 1024);
-    tile_load<6>(place(block, 0));
-    tile_dot_int8<0, 4, 6>();
-    if (n == 2) {
-      tile_load<7>(place(block, 1));
-      tile_dot_int8<1, 4, 7>();
-    }
-    unpack(block + kSlice);
-  }
-  alignas(64) float sums[32 * 32];
-  tile_store<0>(sums, 128);
-  if (n == 2) tile_store<1>(sums + 16, 128);
-  finish_block(product, sums, row, count, tile, n);
-}
-
-// At most a tile of rows.
-inline void multiply_few_multiplied_tiles(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
-  char* slices = own_scratch(2 * 2 * kSlice * 1024);
-  for (int64_t tile = first; tile < last; tile += 2) {
-    if (last - tile >= 2) multiply_few_multiplied<2>(product, tile, row, count, slices);
-    else multiply_few_multiplied<1>(product, tile, row, count, slices);
-  }
-}
-
-inline void multiply_multiplied_tiles(const Product& product, int64_t first, int64_t last, int64_t row,
-                                      int64_t count) {
-  const Linear& linear = *product.linear;
-  const Rows& rows = product.rows;
-  const Sums layout(product, count);
-  const int64_t panel_bytes = rows.depth * 1024;
-  char* const unpacked = own_scratch(static_cast<size_t>(2 * panel_bytes) + layout.bytes(last - first));
-  float* const sums = reinterpret_cast<float*>(unpacked + 2 * panel_bytes);
-  for (int64_t from = 0; from < rows.blocks; from += rows.depth)
-    for (int64_t tile = first; tile < last; tile += 2) {
-      const int64_t n = last - tile >= 2 ? 2 : 1;
-      for (int64_t j = 0; j < n; ++j)
-        for (int64_t block = 0; block < rows.width(from); ++block)
-          unpack_multiplied(linear, tile + j, from + block, unpacked + j * panel_bytes + block * 1024);
-      multiply_panel<true>(product, {unpacked, panel_bytes, from, rows.width(from)}, tile, n, row, count,
-                           sums + (tile - first) / 2 * layout.pair, layout.stride);
-    }
-}
-
 // So many rows are faster without tiles, and exactly the same.
 inline bool by_vectors(const Linear& linear, int64_t count) {
   if (linear.kind == Kind::bf16) return count == 1;
-  return count <= (linear.kind == Kind::int8 || linear.multiplier != nullptr ? 4 : 8);
+  return count <= (linear.kind == Kind::int8 ? 4 : linear.multiplier != nullptr ? 2 : 8);
 }
 
 inline void multiply_by_tiles(const Product& product, int64_t first, int64_t last, int64_t row, int64_t count) {
@@ -275,8 +187,8 @@ inline void multiply_by_tiles(const Product& product, int64_t first, int64_t las
     return few ? multiply_few<true>(product, first, last, row, count)
                : multiply_tiles<true>(product, first, last, row, count);
   if (linear.multiplier != nullptr)
-    return few ? multiply_few_multiplied_tiles(product, first, last, row, count)
-               : multiply_multiplied_tiles(product, first, last, row, count);
+    return linear.group == 64 ? multiply_multiplied<1>(few, product, first, last, row, count)
+                                       : multiply_multiplied<2>(few, product, first, last, row, count);
   multiply_int4_tiles(product, first, last, row, count);
 }
 
@@ -286,6 +198,9 @@ inline void multiply_runs_by_tiles(const Product& product, int64_t tile, int64_t
   if (by_vectors(linear, product.n_rows)) return multiply_runs_by_vectors(product, tile, count, apart);
   if (linear.kind == Kind::bf16) return multiply_few_runs<false, kRuns>(product, tile, count, apart, 0, product.n_rows);
   if (linear.kind == Kind::int8) return multiply_few_runs<true, kRuns>(product, tile, count, apart, 0, product.n_rows);
+  if (linear.multiplier != nullptr)
+    return linear.group == 64 ? multiply_few_multiplied_runs<1, kRuns>(product, tile, count, apart, 0, product.n_rows)
+                              : multiply_few_multiplied_runs<2, kRuns>(product, tile, count, apart, 0, product.n_rows);
   for (int64_t run = 0; run < kRuns; ++run, tile += apart) multiply_by_tiles(product, tile, tile + count, 0, product.n_rows);
 }
 

@@ -9,7 +9,8 @@ namespace sash {
 
 namespace {
 
-// Rows of activations are multiplied in blocks of so many.
+// Rows of activations are multiplied in blocks of so many, and of twice as many where all blocks of a row are one short
+// panel: each block reads all weights anew, and unpacks them.
 constexpr int64_t kRowBlock = 256;
 
 float* row_of(float* x, int64_t row, int64_t stride) { return x + row * stride; }
@@ -31,9 +32,9 @@ void Stepper::share_product(Team& team, const Product& product) {
     return;
   }
   const Linear& linear = *product.linear;
-  const int64_t blocks = ceil_div(product.n_rows, kRowBlock);
+  const int64_t blocks = ceil_div(product.n_rows, product.rows.blocks <= kDepth ? 2 * kRowBlock : kRowBlock);
   const int64_t rows = ceil_div(ceil_div(product.n_rows, blocks), 32) * 32;
-  const int64_t tiles = linear.tiles(), fair = ceil_div(tiles, 4 * team.size());
+  const int64_t tiles = linear.tiles(), fair = ceil_div(tiles * std::min<int64_t>(blocks, 2), 8 * team.size());
   int64_t chunk = product.n_rows > kFewRows ? 8 : std::max<int64_t>(2, kClaimBytes / linear.tile_bytes());
   chunk = std::min(chunk, std::max<int64_t>(2, fair)) / 2 * 2;
   const int64_t chunks = ceil_div(tiles, chunk);
