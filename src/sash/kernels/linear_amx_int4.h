@@ -188,7 +188,7 @@ inline void multiply_by_tiles(const Product& product, int64_t first, int64_t las
                : multiply_tiles<true>(product, first, last, row, count);
   if (linear.multiplier != nullptr)
     return linear.group == 64 ? multiply_multiplied<1>(few, product, first, last, row, count)
-                                       : multiply_multiplied<2>(few, product, first, last, row, count);
+                              : multiply_multiplied<2>(few, product, first, last, row, count);
   multiply_int4_tiles(product, first, last, row, count);
 }
 
