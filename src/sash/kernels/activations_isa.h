@@ -204,8 +204,9 @@ inline void prepare_row(const float* x, const Norm* norm, const Form& form, cons
   if (norm != nullptr) {
     normalise(x, *norm, form.k, scratch);
   } else if (straight) {
-    // Turned as it comes in: what memory is waited for comes next meanwhile.
+    // Turned as it comes in, while memory brings what comes next: a gated product has put it there past the caches.
     for (int64_t i = 0; i < form.k; i += form.rotation) {
+      for (int64_t at = 0; at < form.rotation; at += 16) prefetch(x + i + 2 * form.rotation + at);
       std::memcpy(scratch + i, x + i, static_cast<size_t>(form.rotation) * 4);
       rotate(scratch + i, form.rotation, form.rotation);
     }

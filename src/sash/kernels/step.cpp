@@ -34,8 +34,9 @@ void Stepper::share_product(Team& team, const Product& product) {
   const Linear& linear = *product.linear;
   const int64_t blocks = ceil_div(product.n_rows, product.rows.blocks <= kDepth ? 2 * kRowBlock : kRowBlock);
   const int64_t rows = ceil_div(ceil_div(product.n_rows, blocks), 32) * 32;
-  const int64_t tiles = linear.tiles(), fair = ceil_div(tiles * std::min<int64_t>(blocks, 2), 8 * team.size());
-  int64_t chunk = product.n_rows > kFewRows ? 8 : std::max<int64_t>(2, kClaimBytes / linear.tile_bytes());
+  const bool many = product.n_rows > kFewRows;
+  const int64_t tiles = linear.tiles(), fair = ceil_div(tiles * std::min<int64_t>(blocks, 2), (many ? 16 : 4) * team.size());
+  int64_t chunk = many ? 8 : std::max<int64_t>(2, kClaimBytes / linear.tile_bytes());
   chunk = std::min(chunk, std::max<int64_t>(2, fair)) / 2 * 2;
   const int64_t chunks = ceil_div(tiles, chunk);
   team.share(blocks * chunks, [&](int64_t unit) {
