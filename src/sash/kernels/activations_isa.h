@@ -180,7 +180,7 @@ inline int32_t round_inputs(const float* x, int64_t from, int64_t upto, float la
       sums = _mm512_dpbusd_epi32(sums, ones, line);
       _mm512_storeu_si512(to + i / 64 * (kTile * 64), line);
     }
-    return _mm512_reduce_add_epi32(sums);
+    return sum16((i32x16)sums);
   }
 #endif
   const i32x16 most = i32x16{} + 127;
