@@ -139,6 +139,19 @@ def test_a_conversation_that_has_read_nothing_is_its_messages(tmp_path: Path) ->
     assert (again.messages, again.session) == (talk.messages, None)
 
 
+def test_a_conversation_whose_session_broke_keeps_what_was_said(tmp_path: Path) -> None:
+    lm = make_lm()
+    talk = lm.conversation("Be brief.")
+    list(talk.say("How many dogs sleep?", GREEDY))
+    assert talk.session is not None
+    talk.session.intact = False  # stopped twice, in the midst of a step
+    lm.save_session(talk, tmp_path / "talk")
+    again = lm.load_session(tmp_path / "talk")
+    assert isinstance(again, Conversation)
+    assert (again.messages, again.session) == (talk.messages, None)
+    assert list(again.say("And why?", GREEDY))
+
+
 def test_what_is_saved_is_as_of_then_and_both_go_on(tmp_path: Path) -> None:
     lm = make_lm("interleaved")
     session = read_some(lm, 3 * W)

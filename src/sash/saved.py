@@ -1,5 +1,7 @@
 """Sessions and conversations in files: what was read once need not be read again, by the same model.
 
+Of a conversation that reads by overlapping windows the messages are kept: its last window is read again, as ever.
+
 A file holds tokens, pins, messages and the keys and values that the window needs; its size does not depend on the
 length of the text where all layers have windows. It is written whole or not at all (`sash.engine.sealed_file`).
 """
@@ -80,6 +82,8 @@ def save(
     session = what.session if isinstance(what, Conversation) else what
     header: dict[str, Any] = {"model": model, "notes": dict(notes or {})}
     tensors: list[Tensor] = []
+    if isinstance(what, Conversation) and session is not None and session.overlap is not None:
+        session = None  # what was said suffices: of the text no more than a window of tokens is read again
     if session is not None and session.intact:
         state = session.state(back)
         header["network"] = identity(session.network, session.cache)
@@ -99,7 +103,7 @@ def save(
     elif not isinstance(what, Conversation):
         raise UsageError("the session stopped in the midst of a step: it cannot be saved")
     if isinstance(what, Conversation):
-        header["conversation"] = _conversation(what)
+        header["conversation"] = _conversation(what, read="session" in header)
     with _told(path, "write"):
         return sealed_file.write(path, KIND, header, tensors)
 
@@ -222,10 +226,11 @@ def _state(said: Mapping[str, Any], tensors: list[Tensor]) -> SessionState:
     )
 
 
-def _conversation(talk: Conversation) -> dict[str, Any]:
+def _conversation(talk: Conversation, *, read: bool) -> dict[str, Any]:
+    """What was said; and, if what has `read` it is kept too, where answers end in it."""
     contract = talk.contract
     said = [dict(message) for message in talk.messages]
-    marks = [mark for mark in talk.marks if list(mark.said) == said[: len(mark.said)]]
+    marks = [mark for mark in talk.marks if read and list(mark.said) == said[: len(mark.said)]]
     return {
         "messages": said,
         "safe_prompt": talk.safe_prompt,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sash.cli.remembering import Remembering
+from sash.conversation import Conversation
 from sash.errors import UsageError
 from sash.lm import LM
 from sash.loading import load_decoder
@@ -62,7 +63,7 @@ def test_a_chat_answers_as_its_model_does(sash: Sash, full_model: Path, name: st
         (("--recall", "0"), "--recall counts slots of a layer"),
         (("--hierarchy", "0"), "per_level is 1 or more"),
         (("--recall", "32", "--window", "full"), "with --window full nothing is lost that --recall could bring back"),
-        (("--recall", "32", "--save", "x.session"), "nothing beside it: leave out --recall"),
+        (("--recall", "32", "--save", "x.session"), "leave out --recall"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(
@@ -94,6 +95,23 @@ def test_the_last_question_of_a_chat_sees_all_that_was_said(sash: Sash, full_mod
     assert (code, "are the saved chat's: leave them out" in err) == (2, True)
     code, _, err = sash("chat", full_model, "--global", "answer", "--window", "80", "--recall", "32", stdin=b"Hi\n")
     assert (code, "global tokens and recall cannot be together" in err) == (2, True)
+
+
+def test_a_chat_by_overlapping_windows_goes_on_from_what_was_said(sash: Sash, full_model: Path, tmp_path: Path):
+    place, greedy = tmp_path / "talk.session", ("-t", "0", "-n", "8")
+    flags = ("--window", "48", "--overlap", "24", *greedy)
+    code, out, _ = sash("chat", full_model, *flags, "--save", place, stdin=typed(*LINES))
+    assert (code, len(out) > 8) == (0, True)
+    lm = load_decoder(full_model).with_window(48).with_overlap(24)
+    before = lm.load_session(place)
+    assert isinstance(before, Conversation)
+    assert [one["content"] for one in before.messages[::2]] == list(LINES)
+    wanted = "".join(before.say("And then?", SamplingParams(temperature=0.0, max_tokens=8)))
+    code, out, err = sash("chat", "--resume", place, *greedy, "--stats", stdin=typed("And then?"))
+    assert (code, out.strip("\n")) == (0, wanted.strip("\n"))
+    assert "read again" in err or "overlap" in err
+    code, _, err = sash("chat", "--resume", place, "--recall", "32", stdin=typed("And then?"))
+    assert (code, "leave out --recall" in err) == (2, True)
 
 
 def test_one_way_at_most():

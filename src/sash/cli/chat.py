@@ -117,13 +117,15 @@ def command(
         remote = RemoteTalk(Server(model, api_key), params, **how, watched=watched)
         return _converse(remote, f"{remote.server.model} at {remote.server.url}")
     kept = Kept.of(save, resume)
-    if kept and ways:
-        raise UsageError(f"what is saved holds a window that rolls, and nothing beside it: leave out {ways.option}")
+    if kept and ways and ways.overlap is None:
+        raise UsageError(f"what is saved holds no summaries and nothing that was recalled: leave out {ways.option}")
     if kept.resume is not None and (system is not None or safe_prompt or watched.contract or watched.sight):
         raise UsageError(
             "what is pinned or global and the system prompt are the saved chat's: leave them out (/system changes it)"
         )
-    how["window"], how["pins"] = kept.view(size, n_pins)
+    size, n_pins = how["window"], how["pins"] = kept.view(size, n_pins)
+    if not ways and kept.number("overlap") is not None:
+        ways = Remembering.of(str(kept.number("overlap")), window=size, pins=n_pins, speculate=speculate)
     name = kept.named(model)
     how |= {"contract": watched.contract, "sight": watched.sight, "ways": ways}
     _note(watched.sight_note)
@@ -151,9 +153,9 @@ def _note(text: str | None) -> None:
 
 
 def _so_far(talk: Talk) -> str:
-    session = talk.conversation.session
-    count = len(talk.conversation.messages)
-    return f", {count} messages ({session.tokens:,} tokens) go on" if session is not None else ""
+    session, count = talk.conversation.session, len(talk.conversation.messages)
+    tokens = "" if session is None else f" ({session.tokens:,} tokens)"
+    return f", {count} messages{tokens} go on" if count else ""
 
 
 def _converse(talk: AnyTalk, greeting: str, place: Path | None = None) -> None:

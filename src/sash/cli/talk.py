@@ -147,7 +147,8 @@ class Talk:
         Raises:
             SashError: as `LM.save_session` does.
         """
-        notes = noted(self._loading, self.window, self.pins, seed=self.params.seed, answers=self.answers)
+        more = {"seed": self.params.seed, "answers": self.answers, "overlap": self._ways.overlap}
+        notes = noted(self._loading, self.window, self.pins, **more)
         return save_to(path, self.lm, self.conversation, notes)
 
     def resume(self, conversation: Conversation, answers: int = 0) -> None:
