@@ -87,9 +87,14 @@ class FusedDecoder:
     def __call__(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """Hidden states of a step's tokens, float32 [T, D]; see `Decoder.forward`."""
         if cache is not None and cache.recall is not None and cache.recall.cuts(batch):
-            return read_in_pieces(lambda piece: self(piece, cache), batch, cache.recall, self.config.dim)
+            recall, drafts = cache.recall, cache.drafts
+            return read_in_pieces(lambda piece: self._steps(piece, cache), batch, recall, drafts, self.config.dim)
         if cache is not None and cache.summaries is not None:
             return cache.summaries.run(batch, lambda part: self._run(part, cache))
+        return self._steps(batch, cache)
+
+    def _steps(self, batch: Batch, cache: KVCache | None) -> Tensor:
+        """A step, in two where some of its tokens see the log."""
         if not sees_log(self._patterns, batch):
             return self._run(batch, cache)
         if cache is None:  # what global queries see is read back from a cache

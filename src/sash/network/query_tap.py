@@ -75,6 +75,18 @@ class QueryTap:
         kept = self._rows.get(row)
         return None if kept is None else kept.queries_LNHK[:, self.n_tokens - kept.count :]
 
+    def kept(self, row: int) -> object:
+        """What there is of a row, for `put_back`."""
+        return self._rows.get(row)
+
+    def put_back(self, row: int, kept: object) -> None:
+        """Have of a row what `kept` gave: later steps go on from there."""
+        self._spans = ()
+        if isinstance(kept, _Kept):
+            self._rows[row] = kept
+        else:
+            self.wipe(row)
+
     def wipe(self, row: int) -> None:
         """Leave nothing of a row."""
         self._rows.pop(row, None)

@@ -31,6 +31,7 @@ from sash.kernels import native
 from sash.network.batch import Batch, Span
 from sash.network.clamped_keys import ClampedKeys
 from sash.network.config import ModelConfig
+from sash.network.drafts import Drafts
 from sash.network.query_tap import QueryTap
 from sash.network.recall_points import Points, RecallSettings
 from sash.network.ring_store import RingStore
@@ -97,7 +98,32 @@ class Recall:
 
     def cuts(self, batch: Batch) -> bool:
         """Whether a step has to be read in pieces."""
-        return any(not span.drafted and len(span) > 1 and len(self.sizes(span)) > 1 for span in batch.spans)
+        return any(not span.drafted and (len(self.sizes(span)) > 1 or self.rehearses(span)) for span in batch.spans)
+
+    def rehearses(self, span: Span) -> bool:
+        """Whether a span is a token that is read twice."""
+        if len(span) > 1 or span.drafted or not self._points_of(span.row).rehearsed(span.position):
+            return False
+        return any(part.has_lost(span.position) for part in self._parts)
+
+    def rehearse(self, run: Callable[[Batch], object], batch: Batch, drafts: Drafts) -> None:
+        """Fill annexes by what those tokens of a step ask that are read twice; they are still to be read.
+
+        Their keys and values wait where those of guesses do, and are forgotten.
+        """
+        spans = [span for span in batch.spans if self.rehearses(span)]
+        if not spans:
+            return
+        index_T = torch.tensor([span.start for span in spans], device=batch.tokens_T.device)
+        alone = tuple(replace(span, start=at, stop=at + 1, drafted=True) for at, span in enumerate(spans))
+        before = [[part.tap.kept(span.row) for span in spans] for part in self._parts]
+        run(Batch(batch.tokens_T[index_T], batch.positions_T[index_T], alone))
+        for part, kept in zip(self._parts, before, strict=True):
+            for span, own in zip(spans, kept, strict=True):
+                part.refresh(span.row, span.position)
+                part.tap.put_back(span.row, own)
+        for span in spans:
+            drafts.wipe(span.row)
 
     def after(self, spans: Sequence[Span], lengths: Sequence[int]) -> None:
         """After a step: fill the annexes of the rows that are to be ranked there."""
@@ -202,6 +228,10 @@ class _Part:
         chosen_LGC = self._choose(queries_LNHK, stretches, pinned, count)
         self._bring(row, length, chosen_LGC + first, first, stretches)
         annex.show(row, count * self._settings.block)
+
+    def has_lost(self, length: int) -> bool:
+        """Whether something can be out of sight of the token after so many."""
+        return length >= self._store.reach + self._settings.block
 
     @property
     def pattern(self) -> AttentionPattern:
@@ -388,10 +418,11 @@ def batch_at(batch: Batch, index_T: Tensor, spans: tuple[Span, ...]) -> Batch:
     )
 
 
-def read_in_pieces(run: Callable[[Batch], Tensor], batch: Batch, recall: Recall, dim: int) -> Tensor:
+def read_in_pieces(run: Callable[[Batch], Tensor], batch: Batch, recall: Recall, drafts: Drafts, dim: int) -> Tensor:
     """What `run` makes of a step, [T, D], a piece at a time."""
     out_TD: Tensor | None = None
     for piece, index_T in pieces_of(batch, recall):
+        recall.rehearse(run, piece, drafts)
         part_TD = run(piece)
         out_TD = part_TD.new_empty(len(batch.tokens_T), dim) if out_TD is None else out_TD
         out_TD[index_T] = part_TD

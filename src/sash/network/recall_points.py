@@ -24,13 +24,13 @@ class RecallSettings:
         block: tokens that are brought back together.
         piece: of a text that is read, tokens between two rankings.
         question: how many of the last tokens of a text are taken for the question about it.
-        step: of the question, tokens between two rankings. What is told has to be there when the question's last token
-            is read, and its last words ask for it best.
+        step: of the question, tokens between two rankings. Where it is 1, each of its tokens is rehearsed: it is read
+            once for what it asks, which is ranked by, and then with what that brought back.
         stride: of an answer to a text that is not long, tokens between two rankings.
         queries: how many last tokens' queries are ranked by.
     """
 
-    block: int = 16
+    block: int = 8
     piece: int = 128
     question: int = 32
     step: int = 1
@@ -61,19 +61,30 @@ class Points:
 
         >>> points = Points(RecallSettings(piece=100, question=6, step=3, stride=2), 203)
         >>> [points.after(at) for at in (0, 99, 100, 200, 204, 209, 4095, 4096, 8191, 8192)]
-        [100, 100, 200, 204, 207, 210, 4096, 4100, 8192, 8200]
+        [100, 100, 200, 203, 207, 210, 4096, 4100, 8192, 8200]
         """
         told = self.settings
         coarse = (position // told.piece + 1) * told.piece
-        if self.asked is None or coarse <= self.asked:
+        if self.asked is None:
             return coarse
-        base = max(position, self.asked)
-        if base < self.asked + told.question:
-            return min(coarse, (base // told.step + 1) * told.step)
+        if position < self.asked:
+            return min(coarse, self.asked)
+        if position < self.asked + told.question:
+            return min(coarse, (position // told.step + 1) * told.step)
         stride, near = told.stride, NEAR
-        while base >= near and stride < told.piece:
+        while position >= near and stride < told.piece:
             stride, near = 2 * stride, 2 * near
-        return min(coarse, (base // stride + 1) * stride)
+        return min(coarse, (position // stride + 1) * stride)
+
+    def rehearsed(self, position: int) -> bool:
+        """Whether the token at a position is read twice.
+
+        >>> points = Points(RecallSettings(question=2), 203)
+        >>> [at for at in range(300) if points.rehearsed(at)]
+        [203, 204]
+        """
+        told = self.settings
+        return told.step == 1 and self.asked is not None and 0 <= position - self.asked < told.question
 
     def due(self, length: int) -> bool:
         """Whether a text of so many tokens is ranked there."""
@@ -83,7 +94,7 @@ class Points:
         """How many of `count` tokens from a position on are read at a time.
 
         >>> Points(RecallSettings(piece=100, question=6, step=3, stride=2), 203).sizes(90, 122)
-        [10, 100, 4, 3, 3, 2]
+        [10, 100, 3, 1, 3, 3, 2]
         """
         found, at, end = [], position, position + count
         while at < end:
