@@ -137,7 +137,7 @@ def test_what_is_fed_ends_with_a_question_as_a_prompt_does():
 
 def test_answers_are_audited_with_what_was_brought_back_for_them():
     plain = LM(small_decoder(small_config([AttentionPattern(window=16)] * 2)), ByteTokenizer(), chunk=16)
-    lm = plain.with_recall(16, block=8, piece=8, question=4, step=1, stride=2)
+    lm = plain.with_recall(16, block=8, piece=8, question=4, step=2, stride=2)
     prompts = [[(7 * at + at * at) % 50 for at in range(n)] for n in (90, 75)]
     parts = [range(at, at + 8) for at in range(0, 64, 8)]
     asked = {"audit": parts, "temperature": 0.0, "max_tokens": 7, "ignore_eos": True}

@@ -237,6 +237,8 @@ def test_a_token_of_the_question_is_read_with_what_it_asks_for_itself():
     settings = RecallSettings(block=2, piece=50, question=3, queries=1)
     _, cache = read(decoder, settings, [50], asked=54)
     store, seen = store_of(cache), []
+    assert cache.recall.shown(1, 49, 50) is not None
+    assert cache.recall.shown(1, 51, 51) is None  # what will be there is not known before
 
     def run(batch):
         shown = store.annex.tags[1].clone()

@@ -140,11 +140,13 @@ class Recall:
         """Of each layer of the model, what a row of `length` tokens has brought back for the token at `query`.
 
         A run is shown to one head or more. None where the row was ranked again since that token was read, or ranked
-        twice, where that was its last one.
+        twice, where that was its last one; and where it is still to be read and asks for itself before that.
         """
         ranked, tags = self._before.get(row, (-1, []))
         if ranked != length or query != length - 1:
-            if not 0 <= query <= length or self._points_of(row).after(query) <= length:
+            points = self._points_of(row)
+            rehearsed = points.rehearsed(query) and any(part.has_lost(query) for part in self._parts)
+            if rehearsed or not 0 <= query <= length or points.after(query) <= length:
                 return None
             tags = [part.tags(row) for part in self._parts]
         found: list[list[range]] = [[] for _ in self._patterns]

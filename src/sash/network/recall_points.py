@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sash.errors import UsageError
 from sash.network.sizing import LOG_BLOCK
 
-NEAR = 4096
+NEAR = 3072
 """Tokens of a text up to which every `stride`th token of an answer ranks; of one twice as long half as many."""
 
 
