@@ -90,7 +90,7 @@ def lies() -> Iterator[dict[str, Any]]:
                  {"pinned": [[0, huge]]}, {"pinned": 7}, {"row": 3}, {"row": {"length": 3}}):  # fmt: skip
         yield {"header": {"session": part}}
     for part in ({"messages": 3}, {"messages": [{"role": "user"}]}, {"marks": [[1, huge, []]]}, {"marks": 1},
-                 {"contract": 3}, {"contract": {"overflow": "so"}}, {"pins": [[1]]}):  # fmt: skip
+                 {"contract": 3}, {"contract": {"overflow": "so"}}, {"sight": [[1]]}, {"sight": 7}):  # fmt: skip
         yield {"header": {"conversation": part}}
 
 

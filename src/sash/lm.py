@@ -72,6 +72,8 @@ class LM(Variants):
         """
         several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
         prompts: list[Prompt] = list(prompt) if several else [prompt]  # type: ignore[list-item,arg-type]
+        if global_:
+            self._check_alone("global tokens", guesses=False)
         wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
         params = SamplingParams(**_as_tuple(sampling))
         asked = [
