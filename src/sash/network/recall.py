@@ -10,32 +10,26 @@ already and wanted again stays where it is.
 Where a text is ranked follows from positions alone, and from where its question begins (`sash.network.recall_points`),
 never from how it is cut into steps: so what a row reads depends neither on its company nor on chunks.
 
-Keys stand for themselves. Bounds of blocks (Quest, arXiv 2406.10774) and means of blocks read fewer numbers, but of
-small blocks of real models they lost most of what was to be found; see `docs/log.md`.
+What is done in each store of layers is `sash.network.recall_part`.
 
-Shape suffixes: L layers, N query tokens, H query heads, G key/value heads, R query heads of a group, S slots, B blocks,
-C blocks chosen, K head dimension.
+Shape suffixes: T tokens of a step, D model dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from sash.attention.pattern import AttentionPattern
 from sash.errors import UsageError
-from sash.kernels import native
 from sash.network.batch import Batch, Span
-from sash.network.clamped_keys import ClampedKeys
 from sash.network.config import ModelConfig
 from sash.network.drafts import Drafts
-from sash.network.query_tap import QueryTap
+from sash.network.recall_part import RecallPart
 from sash.network.recall_points import Points, RecallSettings
 from sash.network.ring_store import RingStore
-from sash.network.slots import Vectors
 from sash.network.stores import Store
 
 
@@ -78,7 +72,7 @@ class Recall:
     def __init__(self, settings: RecallSettings, stores: Sequence[Store], config: ModelConfig, mixing: int) -> None:
         self.settings, self._reading, self._patterns = settings, Points(settings), config.patterns
         self._parts = [
-            _Part(store, settings, config, mixing)
+            RecallPart(store, settings, config, mixing)
             for store in stores
             if isinstance(store, RingStore) and store.annex is not None
         ]
@@ -183,211 +177,6 @@ class Recall:
 
     def _points_of(self, row: int) -> Points:
         return self._points.get(row) or self._reading
-
-
-@dataclass(frozen=True, slots=True)
-class _Stretch:
-    """Whole blocks side by side in the log: `count` of them from slot `start` of `slots` on."""
-
-    slots: Vectors
-    start: int
-    count: int
-
-
-class _Part:
-    """The recall of the layers of one store."""
-
-    def __init__(self, store: RingStore, settings: RecallSettings, config: ModelConfig, mixing: int) -> None:
-        layout = store.layout
-        self._store, self._settings = store, settings
-        self._scale = config.attention_scale if config.attention_scale is not None else config.head_dim**-0.5
-        self._clamped = ClampedKeys(config, store, mixing, settings.block)
-        self._room = 0 if store.annex is None else store.annex.n_slots // settings.block
-        store.tap = self.tap = QueryTap(layout.n_layers, config.n_heads, layout.head_dim, settings.queries)
-        self._natively = (
-            native.available()
-            and layout.device.type == "cpu"
-            and layout.head_dim % 16 == 0
-            and layout.dtype == torch.bfloat16
-            and layout.numbers in (torch.bfloat16, torch.int8)
-        )
-
-    def refresh(self, row: int, length: int) -> None:
-        """Rank what a row of `length` tokens has out of sight, and bring back the best of it."""
-        annex, queries_LNHK = self._store.annex, self.tap.of(row)
-        if annex is None or queries_LNHK is None:
-            return
-        first, stretches = self._out_of_sight(row, length)
-        if not stretches:
-            annex.clear(row)
-            return
-        n_blocks = sum(stretch.count for stretch in stretches)
-        pinned = sorted(block - first for block in self._pinned(row, length) if 0 <= block - first < n_blocks)
-        count = min(self._room, n_blocks - len(pinned))
-        if count == 0:
-            annex.clear(row)
-            return
-        chosen_LGC = self._choose(queries_LNHK, stretches, pinned, count)
-        self._bring(row, length, chosen_LGC + first, first, stretches)
-        annex.show(row, count * self._settings.block)
-
-    def has_lost(self, length: int) -> bool:
-        """Whether something can be out of sight of the token after so many."""
-        return length >= self._store.reach + self._settings.block
-
-    @property
-    def pattern(self) -> AttentionPattern:
-        """The layers' own."""
-        return self._store.pattern
-
-    def tags(self, row: int) -> Tensor | None:
-        """What lies in the annex of a row, as of now; None for nothing."""
-        annex = self._store.annex
-        tags_LGC = None if annex is None or not annex.count(row) else annex.tags[row]
-        return None if tags_LGC is None else tags_LGC.clone()
-
-    def runs(self, tags_LGC: Tensor | None) -> list[list[range]]:
-        """Of each layer, the tokens that tags tell of."""
-        size = self._settings.block
-        if tags_LGC is None:
-            return [[] for _ in range(self._store.layout.n_layers)]
-        blocks_LB = [sorted(set((tags_GC & 0xFFFFFFFF).flatten().tolist())) for tags_GC in tags_LGC]
-        return [[range(at * size, (at + 1) * size) for at in blocks] for blocks in blocks_LB]
-
-    def _out_of_sight(self, row: int, length: int) -> tuple[int, list[_Stretch]]:
-        """The first block that the next token does not see, and all of them as they lie."""
-        store, size = self._store, self._settings.block
-        log = store.log
-        if log is None:
-            return 0, []
-        first = -(-log.first(row) // size)
-        end = (length - store.reach) // size
-        if end <= first:
-            return first, []
-        runs = log.held(row, first * size, end * size)
-        return first, [_Stretch(log.slots(row, run), run.start, run.size // size) for run in runs]
-
-    def _pinned(self, row: int, length: int) -> set[int]:
-        """Blocks that hold a pin: it is seen already."""
-        size = self._settings.block
-        runs = [run for run in self._store.held(row, length, length) if run.source == "pins"]
-        return {at // size for run in runs for at in range(run.first_position, run.first_position + run.size)}
-
-    def _choose(self, queries_LNHK: Tensor, stretches: list[_Stretch], pinned: list[int], count: int) -> Tensor:
-        """The blocks that get most of the attention to what is out of sight, [L, G, C] int64, ascending.
-
-        Of each block its best key counts, for the query that wants it most.
-        """
-        layout, size = self._store.layout, self._settings.block
-        n_layers, n_tokens, n_heads, head_dim = queries_LNHK.shape
-        if self._natively:
-            chosen_LGC = torch.empty(n_layers, layout.n_heads, count, dtype=torch.int64)
-            table = _table(stretches, head_dim)
-            sizes = [n_layers, n_tokens, queries_LNHK.stride(0), queries_LNHK.stride(1), n_heads, layout.n_heads]
-            native.module().rank(
-                queries_LNHK.data_ptr(),
-                [*sizes, head_dim, size, head_dim * layout.numbers.itemsize, count],
-                self._scale,
-                pinned,
-                len(stretches),
-                table.data_ptr(),
-                chosen_LGC.data_ptr(),
-            )
-            return chosen_LGC
-        worth_LGMB = self._worth(queries_LNHK, stretches)
-        worth_LGMB[..., pinned] = -torch.inf
-        # As logarithms: shares of far keys would all be 0, and one as good as another.
-        share_LGB = (worth_LGMB * self._scale).log_softmax(-1).amax(2)
-        return share_LGB.topk(count, -1, sorted=False).indices.sort(-1).values
-
-    def _worth(self, queries_LNHK: Tensor, stretches: list[_Stretch]) -> Tensor:
-        """Of each block the highest product of any of its keys with each query, [L, G, N R, B] float32."""
-        layout, size = self._store.layout, self._settings.block
-        n_layers, n_tokens, n_heads, head_dim = queries_LNHK.shape
-        q_LGMK = queries_LNHK.view(n_layers, n_tokens, layout.n_heads, n_heads // layout.n_heads, head_dim)
-        q_LGMK = q_LGMK.transpose(1, 2).flatten(2, 3)
-        parts = []
-        for stretch in stretches:
-            keys_LGSK = stretch.slots[0, :, :, stretch.start : stretch.start + stretch.count * size].to(torch.float32)
-            products = q_LGMK.to(keys_LGSK) @ keys_LGSK.transpose(2, 3)
-            parts.append(products.view(*products.shape[:-1], stretch.count, size).amax(-1))
-        return torch.cat(parts, -1)
-
-    def _bring(self, row: int, length: int, chosen_LGC: Tensor, first: int, stretches: list[_Stretch]) -> None:
-        """Copy chosen blocks that are not there yet over those that are not wanted any more."""
-        annex, count = self._store.annex, chosen_LGC.shape[-1]
-        if annex is None:
-            return
-        tags_LGC, shifts_LGC = chosen_LGC, None
-        if self._clamped.touches(length, first):
-            shifts_LGC, tags_LGC = self._clamped.shifts(chosen_LGC, length)
-        held_LGC = annex.tags[row]
-        if held_LGC is None or held_LGC.shape[-1] != count:
-            new_LGC = torch.full_like(chosen_LGC, -1)
-            if held_LGC is not None:
-                kept = min(count, held_LGC.shape[-1])
-                new_LGC[..., :kept] = held_LGC[..., :kept]
-            annex.tags[row] = held_LGC = new_LGC
-        same = held_LGC.unsqueeze(-1) == tags_LGC.unsqueeze(-2)
-        free_LGC, missing_LGC = ~same.any(-1), ~same.any(-2)
-        blocks_I = chosen_LGC[missing_LGC] - first
-        if not len(blocks_I):
-            return
-        held_LGC[free_LGC] = tags_LGC[missing_LGC]  # as many are free as are missing, in every head
-        places_I3 = free_LGC.nonzero()
-        if self._natively:
-            self._copy_natively(row, places_I3, blocks_I, stretches)
-        else:
-            self._copy(row, places_I3.tolist(), blocks_I.tolist(), stretches)
-        if shifts_LGC is not None:
-            self._clamped.turn(row, places_I3, shifts_LGC[missing_LGC])
-
-    def _copy(self, row: int, places: list[list[int]], blocks: list[int], stretches: list[_Stretch]) -> None:
-        size, slots = self._settings.block, self._store.slots(row, "annex")
-        lying = [(stretch, at) for stretch in stretches for at in range(stretch.count)]
-        for (layer, head, place), block in zip(places, blocks, strict=True):
-            stretch, at = lying[block]
-            start = stretch.start + at * size
-            slots[:, layer, head, place * size : (place + 1) * size].copy_(
-                stretch.slots[:, layer, head, start : start + size]
-            )
-
-    def _copy_natively(self, row: int, places_I3: Tensor, blocks_I: Tensor, stretches: list[_Stretch]) -> None:
-        slots, size, dim = self._store.slots(row, "annex"), self._settings.block, self._store.layout.head_dim
-        counts = torch.tensor([stretch.count for stretch in stretches])
-        ends = counts.cumsum(0)
-        which_I = torch.searchsorted(ends, blocks_I, right=True)
-        within_I = blocks_I - (ends - counts)[which_I]
-        layer_I, head_I, place_I = places_I3.unbind(1)
-        for part, to in enumerate(slots.tensors()):  # numbers, and scales if there are any
-            sources = [stretch.slots.tensors()[part] for stretch in stretches]
-            width = to.element_size() * (dim if part == 0 else 1)
-            bases = [
-                source.data_ptr() + stretch.start * width for source, stretch in zip(sources, stretches, strict=True)
-            ]
-            strides_I3 = torch.tensor([source.stride()[:3] for source in sources])[which_I] * to.element_size()
-            from_I = torch.tensor(bases)[which_I] + layer_I * strides_I3[:, 1] + head_I * strides_I3[:, 2]
-            from_I += within_I * (size * width)
-            to_I = to.data_ptr() + (layer_I * to.stride(1) + head_I * to.stride(2)) * to.element_size()
-            to_I += place_I * (size * width)
-            from_J = torch.cat((from_I, from_I + strides_I3[:, 0]))  # keys, and values
-            to_J = torch.cat((to_I, to_I + to.stride(0) * to.element_size()))
-            native.module().copy_runs(from_J.data_ptr(), to_J.data_ptr(), len(from_J), size * width)
-
-
-def _table(stretches: list[_Stretch], head_dim: int) -> Tensor:
-    """Stretches as the kernel reads them, int64 [n, 7]: keys, scales, count, strides in bytes (of scales: numbers)."""
-    rows = []
-    for stretch in stretches:
-        numbers, scales = stretch.slots.numbers, stretch.slots.scales
-        size = numbers.element_size()
-        row = [numbers.data_ptr() + stretch.start * head_dim * size, 0, stretch.count]
-        row += [numbers.stride(1) * size, numbers.stride(2) * size, 0, 0]
-        if scales is not None:
-            row[1] = scales.data_ptr() + stretch.start * 4
-            row[5:] = scales.stride()[1:3]
-        rows.append(row)
-    return torch.tensor(rows)
 
 
 def pieces_of(batch: Batch, recall: Recall) -> Iterator[tuple[Batch, Tensor]]:
