@@ -30,7 +30,7 @@ class RecallSettings:
         queries: how many last tokens' queries are ranked by.
     """
 
-    block: int = 8
+    block: int = 16
     piece: int = 128
     question: int = 32
     step: int = 1
