@@ -210,12 +210,13 @@ def test_global_messages_that_stay_are_not_read_again() -> None:
     assert talk.messages == before
 
 
-@pytest.mark.parametrize("other", ["overlap", "recall", "lookup"])
+@pytest.mark.parametrize("other", ["overlap", "recall", "recall that pins", "lookup"])
 def test_global_tokens_are_refused_beside_what_remembers_otherwise(other: str) -> None:
     lm = make_lm()
     lm = {
         "overlap": lambda: lm.with_overlap(4),
         "recall": lambda: lm.with_recall(16),
+        "recall that pins": lambda: lm.with_recall(16, block=8),  # more than half of the window
         "lookup": lambda: lm.with_speculation("lookup"),
     }[other]()
     with pytest.raises(UsageError, match=r"global tokens and .* cannot be together: choose one"):
@@ -225,6 +226,8 @@ def test_global_tokens_are_refused_beside_what_remembers_otherwise(other: str) -
         return
     with pytest.raises(UsageError, match=r"global tokens and .* cannot be together: choose one"):
         lm.generate(TEXT, global_=[range(2, 5)])
+    with pytest.raises(UsageError, match=r"global tokens and .* cannot be together: choose one"):
+        lm.stream(TEXT, global_=[range(2, 5)])
 
 
 def test_what_is_interrupted_while_reading_is_not_read_twice() -> None:

@@ -28,6 +28,8 @@ A message names what is wrong and the remedy, in one line. A library user catche
 
 from __future__ import annotations
 
+import errno
+
 
 class SashError(Exception):
     """The root of the tree. `exit_code` is what the command line exits with."""
@@ -84,6 +86,11 @@ class DiskFullError(SashError):
     """There is no room to write a file."""
 
     exit_code = 8
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the operating system had no room for what was written: on the disk, of a user, or in one file."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TextEncodingError(SashError):

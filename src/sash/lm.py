@@ -72,15 +72,22 @@ class LM(Variants):
         """
         several = isinstance(prompt, list) and (not prompt or not isinstance(prompt[0], int))
         prompts: list[Prompt] = list(prompt) if several else [prompt]  # type: ignore[list-item,arg-type]
-        if global_:
-            self._check_alone("global tokens", guesses=False)
-        wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
+        wishes = self._wishes(pins, pin_budget, pin_overflow, audit, global_)
         params = SamplingParams(**_as_tuple(sampling))
         asked = [
             wishes.ask(self.config, self.tokenizer, self._encode(one), n_written=params.max_tokens) for one in prompts
         ]
         completions = self._guessing(speculate)._complete(asked, params)
         return completions if several else completions[0]
+
+    def _wishes(
+        self, pins: Marks, pin_budget: int | None, pin_overflow: str, audit: bool | Marks, global_: Marks
+    ) -> Wishes:
+        """What is asked of every prompt; what this model cannot do together is refused before any token is counted."""
+        wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
+        if wishes.sight:
+            self._check_alone("global tokens", guesses=False)
+        return wishes
 
     def _complete(self, asked: list[Asked], params: SamplingParams, *, continues: bool = True) -> list[Completion]:
         if not asked:
@@ -159,7 +166,7 @@ class LM(Variants):
             EmptyPromptError, UsageError, PinsError: as `generate` does.
         """
         params = SamplingParams(**_as_tuple(sampling))
-        wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
+        wishes = self._wishes(pins, pin_budget, pin_overflow, audit, global_)
         asked = wishes.ask(self.config, self.tokenizer, self._encode(prompt), n_written=params.max_tokens)
         session = self._guessing(speculate).session(asked.n_flagged, sees=bool(asked.seers))
         session.feed(asked.ids, pins=asked.pins, seers=asked.seers)
@@ -201,7 +208,7 @@ class LM(Variants):
             UsageError, PinsError: as `generate` does.
         """
         params = SamplingParams(**_as_tuple(sampling))
-        wishes = Wishes.of(pins, pin_budget, pin_overflow, audit, self.config, global_)
+        wishes = self._wishes(pins, pin_budget, pin_overflow, audit, global_)
         ids = self.tokenizer.encode_chat(messages, safe_prompt=safe_prompt)
         asked = wishes.ask(
             self.config, self.tokenizer, ids, messages, n_written=params.max_tokens, safe_prompt=safe_prompt
@@ -259,7 +266,7 @@ class LM(Variants):
         Raises:
             UsageError, PinsError: pins or global tokens that cannot be.
         """
-        wishes = Wishes.of(pins, pin_budget, pin_overflow, False, self.config, global_)
+        wishes = self._wishes(pins, pin_budget, pin_overflow, False, global_)
         return self.converse(wishes.contract, wishes.sight, system=system, safe_prompt=safe_prompt, log=log)
 
     def converse(

@@ -30,6 +30,7 @@ from sash.errors import (
     PinsError,
     SashError,
     UsageError,
+    is_disk_full,
 )
 from sash.network.identity import differences, identity
 from sash.network.snapshot import RowState
@@ -170,7 +171,7 @@ def _told(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_disk_full(error):
             left = "is as it was before" if path.exists() else "is not written"
             raise DiskFullError(f"the disk is full: {path} {left}; make room, or save to another disk") from error
         reason = error.strerror or str(error)

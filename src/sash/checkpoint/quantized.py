@@ -6,7 +6,6 @@ read is mapped: no part is copied, and nothing is believed before it agrees with
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -27,7 +26,15 @@ from sash.checkpoint.header import FILE, WEIGHTS_FILE, Header, Origin
 from sash.checkpoint.packed_parts import PartPlan, plan_parts, source_digest
 from sash.checkpoint.reading import PLAIN
 from sash.checkpoint.source import Checkpoint
-from sash.errors import CheckpointError, ConfigError, DiskFullError, InputNotFoundError, UnsupportedError, UsageError
+from sash.errors import (
+    CheckpointError,
+    ConfigError,
+    DiskFullError,
+    InputNotFoundError,
+    UnsupportedError,
+    UsageError,
+    is_disk_full,
+)
 from sash.families import Description
 from sash.hub import size_text
 from sash.hub.store import SPARE_BYTES
@@ -240,7 +247,7 @@ def whole_folder(target: Path, nbytes: int) -> Iterator[Path]:
         yield work
         work.replace(target)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
         raise DiskFullError(
             f"the disk of {target.parent} is full: make room, or name a folder on another disk"
@@ -255,7 +262,7 @@ def _check_writable(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent).cleanup()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise
         raise InputNotFoundError(
             f"{target} cannot be written ({error.strerror}): name a folder where you may write"

@@ -10,14 +10,13 @@ Importing this module imports neither typer nor torch, so that `sash --help` ans
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sash.errors import DiskFullError, DoesNotFitError, InputNotFoundError, SashError, UsageError
+from sash.errors import DiskFullError, DoesNotFitError, InputNotFoundError, SashError, UsageError, is_disk_full
 
 __all__ = ["VERBS", "Verb", "execute", "main", "overview"]
 
@@ -123,7 +122,7 @@ def overview() -> str:
 def _from_os_error(error: OSError) -> SashError:
     """The Sash error that says what the operating system said, in one line."""
     where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if is_disk_full(error):
         return DiskFullError(f"the disk is full{where}: make room and try again")
     reason = error.strerror or str(error)
     store = _store_of(error)

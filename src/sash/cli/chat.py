@@ -19,7 +19,7 @@ from sash.cli.remembering import Remembering
 from sash.cli.remote_talk import RemoteTalk
 from sash.cli.server_client import Server, is_url
 from sash.cli.talk import Talk
-from sash.cli.window_words import ablation_note, windows_by_layer
+from sash.cli.window_words import ablation_note, tell_note, windows_by_layer
 from sash.errors import SashError, UsageError
 from sash.sampling import SamplingParams
 from sash.text.template import start_early
@@ -113,7 +113,7 @@ def command(
         options.check_unsaid({**loading, "overlap": overlap, "hierarchy": hierarchy, "recall": recall})
         if save is not None or resume is not None:
             raise UsageError("--save and --resume need the model here; /save FILE.jsonl keeps what was said")
-        _note(watched.sight_note)
+        tell_note(watched.sight_note)
         remote = RemoteTalk(Server(model, api_key), params, **how, watched=watched)
         return _converse(remote, f"{remote.server.model} at {remote.server.url}")
     kept = Kept.of(save, resume)
@@ -128,7 +128,7 @@ def command(
         ways = Remembering.of(str(kept.number("overlap")), window=size, pins=n_pins, speculate=speculate)
     name = kept.named(model)
     how |= {"contract": watched.contract, "sight": watched.sight, "ways": ways}
-    _note(watched.sight_note)
+    tell_note(watched.sight_note)
     talk = _talk_here(name, params, how, kept, kept.loading(loading), seed)
     _converse(talk, f"{name}: window {windows_by_layer(talk.lm.config)}{_so_far(talk)}", kept.save)
 
@@ -143,13 +143,8 @@ def _talk_here(
         talk.resume(conversation_of(kept.resume, talk.lm), kept.number("answers") or 0)
         if seed is None and kept.number("seed") is not None:
             talk.params = replace(talk.params, seed=kept.number("seed"))
-    _note(ablation_note(talk.lm.config))
+    tell_note(ablation_note(talk.lm.config))
     return talk
-
-
-def _note(text: str | None) -> None:
-    if text is not None:
-        typer.echo(f"note: {text}", err=True)
 
 
 def _so_far(talk: Talk) -> str:

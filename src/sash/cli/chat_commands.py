@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -16,7 +15,7 @@ from sash.cli.kept_session import conversation_of, is_saved
 from sash.cli.remote_talk import RemoteTalk
 from sash.cli.sizes import parse_window
 from sash.cli.talk import Talk
-from sash.errors import DiskFullError, SashError, UsageError
+from sash.errors import DiskFullError, SashError, UsageError, is_disk_full
 
 SESSION = ".session"
 """What files of keys and values end with; others are JSON."""
@@ -112,7 +111,7 @@ def _save(talk: AnyTalk, argument: str) -> None:
     try:
         chat_file.save(path, talk.conversation.messages)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_disk_full(error):
             raise DiskFullError(f"the disk is full: {path} was not written; make room and save again") from error
         raise SashError(f"cannot write {path}: {error.strerror or error}") from error
     typer.echo(f"{len(talk.conversation.messages)} messages in {path}", err=True)

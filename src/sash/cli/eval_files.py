@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sash.errors import DiskFullError, SashError, UsageError
+from sash.errors import DiskFullError, SashError, UsageError, is_disk_full
 
 Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write the figures there, too.")]
 Figure = Annotated[
@@ -95,6 +94,6 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = "what was measured is printed above"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_disk_full(error):
             raise DiskFullError(f"the disk is full: {path} is not written; {remedy}") from error
         raise SashError(f"cannot write {path}: {error.strerror or error}; {remedy}") from error

@@ -13,6 +13,7 @@ from sash.cli.interrupt import Interrupt
 from sash.cli.remote_account import Clock, audits, draw, leaving_note, overflow_note
 from sash.cli.remote_talk import CHAT, show
 from sash.cli.server_client import Answer, Server, fields_of
+from sash.cli.window_words import tell_note
 from sash.errors import UnsupportedError
 from sash.explain.audit import draw_audit
 
@@ -72,8 +73,7 @@ def run_at(server: Server, prompt: Prompt, params: SamplingParams, asked: Asked)
         told = to_json(server, answer, params, chat=chat, model=str(body["model"]))
         typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
     for note in (overflow_note(answer), asked.watched.sight_note, leaving_note(answer)):
-        if note is not None:
-            typer.echo(f"note: {note}", err=True)
+        tell_note(note)
     audited = audits(answer)
     if audited is not None and not asked.as_json:
         typer.echo(draw_audit(*audited), err=True)

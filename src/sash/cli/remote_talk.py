@@ -23,6 +23,7 @@ from sash.cli.remote_account import (
     view_words,
 )
 from sash.cli.server_client import Answer, Server, fields_of
+from sash.cli.window_words import tell_note
 from sash.errors import UnsupportedError, WindowError
 from sash.text.turns import Turns
 
@@ -163,9 +164,7 @@ class RemoteTalk:
         # A server that was asked for the instruction tells of what matters; others only count.
         noted = leaving_note if "watch" in self._window else overflow_note
         note = None if self._warned else noted(answer)
-        if note is not None:
-            self._warned = True
-            typer.echo(f"note: {note}", err=True)
+        self._warned |= tell_note(note)
 
 
 def window_field(window: int | Literal["full"] | None, pins: int, *, may_slide: bool = True) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from sash.cli.remote_run import Asked, run_at
 from sash.cli.remote_talk import window_field
 from sash.cli.server_client import Server
 from sash.cli.talk import show
-from sash.cli.window_words import overflow_note, window_json
+from sash.cli.window_words import overflow_note, tell_note, window_json
 from sash.errors import UsageError
 from sash.explain.audit import Audit, draw_audit
 from sash.text.template import start_early
@@ -126,17 +126,17 @@ def answer(
         reading = read(
             lm, prompt, chat=chat, may_slide=may_slide, interrupt=interrupt, watched=watched, going=going, whole=writes
         )  # fmt: skip
-        _tell(overflow_note(lm.config, reading.session.tokens, overlaps=lm.overlap is not None))
-        _tell(None if watched is None else watched.sight_note)
+        tell_note(overflow_note(lm.config, reading.session.tokens, overlaps=lm.overlap is not None))
+        tell_note(None if watched is None else watched.sight_note)
         unknown = resumed or not writes
         instructions = reading.marks or ([] if unknown else prompt.instructions(lm.tokenizer, reading.head, chat=chat))
-        warned = _tell(reading.leaving(instructions))
+        warned = tell_note(reading.leaving(instructions))
         unheard: OSError | None = None
         try:
             if writes:
                 answered = write(lm, reading, params, chat=chat, show_text=not as_json, interrupt=interrupt)
                 if not warned:
-                    _tell(reading.leaving(instructions))
+                    tell_note(reading.leaving(instructions))
                 report(answered, as_json=as_json, show_stats=show_stats, live=prompt.size is None)
         except OSError as error:  # nobody takes the answer: what was read is saved all the same
             unheard = error
@@ -156,12 +156,6 @@ def report(answered: Answered, *, as_json: bool, show_stats: bool, live: bool) -
     if show_stats:
         awaited, done = answered.after_input if live else None, answered.completion
         typer.echo(draw_account(answered.lm.config, done.stats, done.finish_reason, awaited), err=True)
-
-
-def _tell(note: str | None) -> bool:
-    if note is not None:
-        typer.echo(f"note: {note}", err=True)
-    return note is not None
 
 
 Name = Annotated[str | None, typer.Argument(metavar="MODEL", help="A model's name, folder or GGUF file.")]

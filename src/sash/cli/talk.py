@@ -17,7 +17,7 @@ from sash.cli.interrupt import Interrupt
 from sash.cli.kept_session import noted, save_to
 from sash.cli.reading_bar import ReadingBar
 from sash.cli.remembering import Remembering
-from sash.cli.window_words import ablation_note, slid_out, view_words, windows_by_layer
+from sash.cli.window_words import ablation_note, slid_out, tell_note, view_words, windows_by_layer
 from sash.errors import SashError, UnsupportedError, UsageError
 from sash.explain.instruction import of_messages
 from sash.text.pins import Contract
@@ -214,9 +214,7 @@ class Talk:
         if completion.finish_reason == "cancelled":
             typer.echo("stopped", err=True)
         note = None if self._warned else self._instruction_note(stats.view.length)
-        if note is not None:
-            self._warned = True
-            typer.echo(f"note: {note}", err=True)
+        self._warned |= tell_note(note)
 
     def _instruction_note(self, length: int) -> str | None:
         """One line once the system prompt, or else the first message, begins to slide out of direct sight."""

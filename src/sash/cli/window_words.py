@@ -6,11 +6,20 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from sash.explain.labels import numbers
 from sash.network.config import ModelConfig
 
 if TYPE_CHECKING:
     from sash.completion import View
+
+
+def tell_note(note: str | None) -> bool:
+    """Say something beside the results, on standard error; whether there was anything to say."""
+    if note is not None:
+        typer.echo(f"note: {note}", err=True)
+    return note is not None
 
 
 def windows_by_layer(config: ModelConfig) -> str:

@@ -62,22 +62,17 @@ def draw_heat_maps(cells: Sequence[Cell], window: int, title: str, path: Path) -
     Raises:
         UsageError, UnsupportedError: as `check_figure` does.
     """
-    check_figure(path)
-    matplotlib = _matplotlib()
     methods = list(dict.fromkeys(cell.method for cell in cells))
     rows = sorted({_row(cell) for cell in cells}) or [0]
     columns = sorted({_column(cell) for cell in cells}) or [0.0]
     wide = max(3.0, 0.55 * len(columns) + 1.2)
-    figure_module = importlib.import_module("matplotlib.figure")
-    with matplotlib.rc_context(STYLE):
-        size = (wide * max(1, len(methods)) + 0.6, max(1.8, 0.42 * len(rows) + 1.5))
-        figure = figure_module.Figure(figsize=size, layout="constrained")
+    size = (wide * max(1, len(methods)) + 0.6, max(1.8, 0.42 * len(rows) + 1.5))
+    with _figure(path, size) as figure:
         panels = figure.subplots(1, max(1, len(methods)), squeeze=False)[0]
         for axes, method in zip(panels, methods, strict=False):
             _draw_map(axes, [cell for cell in cells if cell.method == method], rows, columns, window)
             axes.set_title(method)
         figure.suptitle(title)
-        _save(figure, path)
 
 
 def draw_curves(curves: Sequence[Curve], window: int, title: str, path: Path) -> None:
@@ -89,7 +84,7 @@ def draw_curves(curves: Sequence[Curve], window: int, title: str, path: Path) ->
     with _axes(path, title) as axes:
         for curve, line in zip(curves, itertools.cycle(LINES), strict=False):
             middles = [start + count / 2 for start, count in zip(curve.starts, curve.n_tokens, strict=True)]
-            perplexities = [math.exp(min(nll, 700.0)) for nll in curve.nlls]
+            perplexities = [part["perplexity"] for part in curve.lines()]
             axes.plot(middles, perplexities, line, label=f"{curve.method}: {curve.perplexity:,.2f}", markersize=4)
         axes.axvline(window, color="0.7", linewidth=1)
         axes.set_yscale("log")
@@ -139,17 +134,24 @@ def draw_ablations(found: Sequence[Ablation], title: str, path: Path) -> None:
 
 
 @contextmanager
-def _axes(path: Path, title: str) -> Iterator[Any]:
-    """Axes to draw in, which become a file."""
+def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
+    """A figure to draw in, which becomes a file; its width and height are in inches."""
     check_figure(path)
     matplotlib = _matplotlib()
     figure_module = importlib.import_module("matplotlib.figure")
     with matplotlib.rc_context(STYLE):
-        figure = figure_module.Figure(figsize=(6.4, 3.6), layout="constrained")
+        figure = figure_module.Figure(figsize=size, layout="constrained")
+        yield figure
+        _save(figure, path)
+
+
+@contextmanager
+def _axes(path: Path, title: str) -> Iterator[Any]:
+    """The axes of a figure that has one pair of them."""
+    with _figure(path, (6.4, 3.6)) as figure:
         axes = figure.subplots()
         axes.set_title(title)
         yield axes
-        _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> None:

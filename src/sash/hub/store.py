@@ -11,7 +11,6 @@ half a model.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -25,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from sash.errors import DiskFullError, ModelNotFoundError
+from sash.errors import DiskFullError, ModelNotFoundError, is_disk_full
 
 log = logging.getLogger(__name__)
 
@@ -257,7 +256,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise
         free = shutil.disk_usage(models_root()).free if models_root().is_dir() else 0
         raise DiskFullError(

@@ -15,11 +15,11 @@
 namespace sash::SASH_ISA {
 
 // Asks for a stretch of keys or of values, by four runs of lines in turn.
-class Ahead {
+class KeysAhead {
  public:
-  Ahead() = default;
+  KeysAhead() = default;
   // Positions `first` to before `stop`, of values or of keys, in `n_calls` calls.
-  Ahead(const AttentionTask& task, bool annex, bool values, int64_t first, int64_t stop, int64_t n_calls) {
+  KeysAhead(const AttentionTask& task, bool annex, bool values, int64_t first, int64_t stop, int64_t n_calls) {
     const int64_t part = (stop - first + kRuns - 1) / kRuns;
     for (int64_t i = 0; i < kRuns; ++i) {
       const int64_t from = first + i * part;
@@ -82,14 +82,14 @@ class FewRows {
   }
 
   // Asks for the keys of a sweep's first group.
-  void begin(bool annex, int64_t first, int64_t stop) const { Ahead(task_, annex, false, first, stop, 1).rush(); }
+  void begin(bool annex, int64_t first, int64_t stop) const { KeysAhead(task_, annex, false, first, stop, 1).rush(); }
 
   // Meets blocks `from` to before `to` of the group at `base`; `find(block, rows)` tells where one lies, `meets(item)` notes what
   // its rows see of it. After them come keys up to before `next`.
   template <class Find, class Meets>
   void meet_group(Item item, int64_t base, int64_t from, int64_t to, int64_t next, Find&& find, Meets&& meets) {
     const int64_t first = base + from * kKeyBlock, stop = base + to * kKeyBlock;
-    ahead_ = Ahead(task_, item.annex, true, first, stop, (to - from) * scratch_.steps * kParts);
+    ahead_ = KeysAhead(task_, item.annex, true, first, stop, (to - from) * scratch_.steps * kParts);
     load_query_tiles();
     Item before;
     for (int64_t block = from; block < to; ++block) {
@@ -106,7 +106,7 @@ class FewRows {
     }
     multiply(to - 1, scratch_.steps - 1);
     weigh(before);
-    ahead_ = Ahead(task_, item.annex, false, stop, next, (scratch_.cols + 1) / 2 * (to - from) * kParts);
+    ahead_ = KeysAhead(task_, item.annex, false, stop, next, (scratch_.cols + 1) / 2 * (to - from) * kParts);
     correct_sums(scratch_, 0);
     for (int64_t col = 0; col < scratch_.cols; col += 2)
       col + 1 < scratch_.cols ? add_values<2>(col, from, to) : add_values<1>(col, from, to);
@@ -258,7 +258,7 @@ class FewRows {
 
   const AttentionTask& task_;
   Scratch& scratch_;
-  Ahead ahead_;
+  KeysAhead ahead_;
   Place places_[kBlocks];
 };
 
