@@ -7,8 +7,7 @@ import importlib.util
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from sash.lm import LM
 from sash.server.app import create_app
 from sash.server.running import Server
 from sash.server.settings import Settings
+from tests.server.live import PATIENCE
+from tests.server.live import until as wait
 
 _spec = importlib.util.spec_from_file_location("small_models", Path(__file__).parents[1] / "conftest.py")
 assert _spec is not None
@@ -32,16 +33,6 @@ _spec.loader.exec_module(_small_models)
 
 WINDOW = 24
 VOCABULARY = 259
-PATIENCE = 240.0
-"""Seconds after which what has to come never will: nothing that passes depends on them, however slow the machine."""
-
-
-def wait(done: Callable[[], Any]) -> None:
-    """Wait for something that has to come."""
-    until = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.002)
 
 
 def small_lm(patterns: list[AttentionPattern] | None = None, **changes: Any) -> LM:
