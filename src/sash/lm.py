@@ -170,14 +170,14 @@ class LM(Variants):
         asked = wishes.ask(self.config, self.tokenizer, self._encode(prompt), n_written=params.max_tokens)
         session = self._guessing(speculate).session(asked.n_flagged, sees=bool(asked.seers))
         session.feed(asked.ids, pins=asked.pins, seers=asked.seers)
-        first = None if asked.parts is None else session.audit(asked.parts)  # what recall shows is known only now
         stream = session.stream(params)
 
         def completion() -> Completion:
-            if asked.parts is None or first is None:
-                return stream.completion
             done = stream.completion
-            return replace(done, audit=(first, session.audit(asked.parts, asked.ends(done)[1])))
+            if asked.parts is None:
+                return done
+            first, last = (session.audit(asked.parts, end) for end in asked.ends(done))
+            return replace(done, audit=(first, last))
 
         return Stream(iter(stream), completion, stream.close)
 

@@ -9,7 +9,7 @@ from sash.answer import Answer, Stream
 from sash.asked import audit_at
 from sash.completion import Completion
 from sash.engine.engine import Engine
-from sash.engine.request import Request, Sequence
+from sash.engine.request import Recalled, Request, Sequence
 from sash.errors import EmptyPromptError, UsageError
 from sash.explain.audit import Audit, Part
 from sash.network.cache import KVCache
@@ -25,10 +25,14 @@ class Session(SessionReader):
     Everything fed and written is read once.
     """
 
+    _begun: tuple[int, Recalled | None] = (-1, None)
+    """Where the last answer began, and what was brought back for its first token: it changes with the next one."""
+
     def audit(self, parts: Many[Part], position: int | None = None) -> Audit:
         """What the token that is written next could know of parts of what was read: names with ranges of positions.
 
-        With a `position`, what the one written there could, or can.
+        With a `position`, what the one written there could, or can. What recall brings back is known of tokens that
+        were written: of the first and the last one of the last answer.
 
         Raises:
             UsageError: nothing was read yet, or a part that was not.
@@ -38,6 +42,8 @@ class Session(SessionReader):
         at, leads = self.tokens if position is None else position, self._held is not None and self._held.leads
         flags, recall = (self.pinned, self.global_positions), self._cache.recall
         recalled = None if recall is None else recall.shown(self._row, at - 1, self._cache.lengths[self._row])
+        if recalled is None and at == self._begun[0]:
+            recalled = self._begun[1]
         return audit_at(self.config, self.overlap, at, parts, *flags, leads=leads, recalled=recalled)
 
     def stream(
@@ -84,6 +90,8 @@ class Session(SessionReader):
                     events = engine.step()
                     self.intact = True
                     for event in events:
+                        if event.token and not sequence.output_ids[1:]:
+                            self._note_begun()
                         self._note(event.token.token_id if event.token else None)
                         piece = answer.take(event)
                         if answer.stopped:
@@ -114,6 +122,12 @@ class Session(SessionReader):
         )
         engine = Engine(self._decoder, self._cache, chunk=self._chunk, rows=[])
         return engine.submit(request), engine
+
+    def _note_begun(self) -> None:
+        """Keep what was brought back for the first token of an answer."""
+        recall, length = self._cache.recall, self._cache.lengths[self._row]
+        if recall is not None:
+            self._begun = length, recall.shown(self._row, length - 1, length)
 
     def _note(self, token_id: int | None) -> None:
         if token_id is not None:

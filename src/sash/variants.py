@@ -63,8 +63,8 @@ class Variants(Reader):
                 the window.
             layers: which layers recall, counted from 0; by default those that `calibrate_recall` has found for these
                 weights, and else those whose window was forced on them, or all with a window if none was.
-            **settings: fields of `sash.network.recall_points.RecallSettings`: block, piece, question, step, stride,
-                queries.
+            **settings: fields of `sash.network.recall_points.RecallSettings`: block, piece, queries, question,
+                candidates, stride.
 
         Raises:
             UsageError: settings that cannot be, or layers without a window.

@@ -14,7 +14,7 @@ from sash.network.recall import RecallSettings, recalling
 from sash.network.sizing import KV_BYTES, LOG_BLOCK
 from tests.engine.runs import PATHS, alone, finish, heard, network_on, request_of, service_over, submit
 
-SETTINGS = RecallSettings(block=8, piece=8, question=4, step=2)
+SETTINGS = RecallSettings(block=8, piece=8, question=4)
 WAYS = ["recall", "hierarchy"]
 
 

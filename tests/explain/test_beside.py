@@ -107,11 +107,13 @@ def test_nothing_is_out_where_there_are_summaries_and_all_of_it_has_influence(ch
 
 def test_what_recall_has_brought_back_is_told_by_whoever_ran():
     lm = LM(small_decoder(small_config([AttentionPattern(window=16)] * 2)), ByteTokenizer(), chunk=16)
-    lm = lm.with_recall(16, block=8, piece=8, question=4, step=2)
+    lm = lm.with_recall(16, block=8, piece=8, question=4)
     session = lm.session()
     session.feed([(7 * at + at * at) % 50 for at in range(90)])
     parts = [(str(at), range(at, at + 8)) for at in range(8, 72, 8)]
-    told = session.audit(parts)
+    assert not any(part.recalled for part in session.audit(parts).parts)  # the last token has not asked yet
+    session.generate(SamplingParams(temperature=0.0, max_tokens=1))
+    told = session.audit(parts, 90)
     held = {store.pattern: store.annex.tags[0] for store in session.cache.stores.values()}
     wanted = {8 * int(block) for tags in held.values() for block in tags.flatten() & 0xFFFFFFFF}
     assert {part.span.start for part in told.parts if part.verdict == "recalled"} == wanted
@@ -125,7 +127,7 @@ def test_what_recall_has_brought_back_is_told_by_whoever_ran():
 
 def test_what_is_fed_ends_with_a_question_as_a_prompt_does():
     lm = LM(small_decoder(small_config([AttentionPattern(window=16)] * 2)), ByteTokenizer(), chunk=16)
-    lm = lm.with_recall(16, block=8, piece=16, question=8, step=2)
+    lm = lm.with_recall(16, block=8, piece=16, question=8)
     ids = [(7 * at + at * at) % 50 for at in range(90)]
     session = lm.session()
     session.feed(ids)
@@ -137,7 +139,7 @@ def test_what_is_fed_ends_with_a_question_as_a_prompt_does():
 
 def test_answers_are_audited_with_what_was_brought_back_for_them():
     plain = LM(small_decoder(small_config([AttentionPattern(window=16)] * 2)), ByteTokenizer(), chunk=16)
-    lm = plain.with_recall(16, block=8, piece=8, question=4, step=2, stride=2)
+    lm = plain.with_recall(16, block=8, piece=8, question=4, stride=2)
     prompts = [[(7 * at + at * at) % 50 for at in range(n)] for n in (90, 75)]
     parts = [range(at, at + 8) for at in range(0, 64, 8)]
     asked = {"audit": parts, "temperature": 0.0, "max_tokens": 7, "ignore_eos": True}
@@ -146,8 +148,8 @@ def test_answers_are_audited_with_what_was_brought_back_for_them():
         session = lm.session()
         session.feed(prompt)
         named = [(f"{part.start}:{part.stop}", part) for part in parts]
-        first = session.audit(named)
         session.generate(SamplingParams(temperature=0.0, max_tokens=7, ignore_eos=True))
+        first = session.audit(named, len(prompt))
         assert [part.counts for part in told.audit[0].parts] == [part.counts for part in first.parts]
         last = session.audit(named, len(prompt) + 6)
         assert [part.counts for part in told.audit[1].parts] == [part.counts for part in last.parts]

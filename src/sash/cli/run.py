@@ -79,7 +79,6 @@ def write(
 ) -> Answered:
     """Write an answer to what was read; its text goes to standard output piece by piece if `show_text`."""
     n_prompt, n_read, began = reading.session.tokens, reading.session.tokens_read, time.perf_counter()
-    first = reading.audit(n_prompt) if reading.parts else None  # what recall shows is known only now
     stream = reading.session.stream(params, cancelled=interrupt, continues=not chat)
     if show_text:
         show(stream)
@@ -102,7 +101,7 @@ def write(
         params=params,
         chat=chat,
         after_input=after_input,
-        audit=None if first is None else (first, reading.audit(last)),
+        audit=(reading.audit(n_prompt), reading.audit(last)) if reading.parts else None,
     )
 
 

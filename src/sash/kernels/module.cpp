@@ -115,7 +115,7 @@ void bind_plan(nb::module_& module) {
              plan.kinds.back().exported = exported;
            })
       .def("add_span", [](Plan& plan, int64_t start, int64_t count, int64_t position) {
-        plan.kinds.back().spans.push_back({start, count, position, {}, {}, {}});
+        plan.kinds.back().spans.push_back({start, count, position, {}, {}, {}, nullptr});
       })
       .def("add_own_pins", [](Plan& plan, int64_t first, int64_t count) {
         plan.kinds.back().spans.back().pins.push_back({first, count});
@@ -138,6 +138,17 @@ void bind_plan(nb::module_& module) {
                   slots_of(keys, values, layer_stride, head_stride, token_stride, key_scales, value_scales,
                            scale_layer_stride, scale_head_stride),
                   at<const float>(log_weights)});
+           })
+      .def("add_lookup",
+           [](Plan& plan, const std::vector<int64_t>& sizes, bool whole, const std::vector<int64_t>& left_out,
+              int64_t n_stretches, uintptr_t table, uintptr_t tags, uintptr_t candidates, int64_t length,
+              uintptr_t limits, uintptr_t strides, uintptr_t frequencies) {
+             KindPlan& kind = plan.kinds.back();
+             kind.spans.back().lookup = std::make_shared<const Lookup>(
+                 Lookup{stretches_of(at<const int64_t>(table), n_stretches), sizes.at(0), sizes.at(1), sizes.at(2),
+                        sizes.at(3), sizes.at(4), whole, left_out, at<int64_t>(tags), at<int64_t>(candidates), length,
+                        at<const int64_t>(limits), at<const int64_t>(strides), at<const double* const>(frequencies)});
+             kind.looks_up = true;
            })
       .def("add_write", [](Plan& plan, int64_t token, int64_t count, uintptr_t keys, uintptr_t values,
                            int64_t layer_stride, int64_t head_stride, int64_t token_stride, uintptr_t key_scales,
@@ -198,14 +209,9 @@ void bind_work(nb::module_& module) {
         const Ranking ranking{at<const uint16_t>(queries), sizes.at(0), sizes.at(1), sizes.at(2), sizes.at(3),
                               sizes.at(4),                 sizes.at(5), sizes.at(6), sizes.at(7), sizes.at(8),
                               sizes.at(9),                 scale,       left_out};
-        std::vector<RankedStretch> stretches;
-        int64_t first = 0;
-        for (const int64_t* row = at<const int64_t>(table); n_stretches > 0; --n_stretches, row += 7) {
-          stretches.push_back({reinterpret_cast<const char*>(row[0]), reinterpret_cast<const float*>(row[1]), first,
-                               row[2], row[3], row[4], row[5], row[6]});
-          first += row[2];
-        }
-        stepper().rank(ranking, stretches, first, at<int64_t>(out));
+        const std::vector<RankedStretch> stretches = stretches_of(at<const int64_t>(table), n_stretches);
+        const int64_t n_blocks = stretches.empty() ? 0 : stretches.back().first + stretches.back().n_blocks;
+        stepper().rank(ranking, stretches, n_blocks, at<int64_t>(out));
       },
       nb::call_guard<nb::gil_scoped_release>());
   module.def(

@@ -11,17 +11,25 @@ namespace {
 
 constexpr int64_t kClaims = 8;  // Of each thread, at least, where there are stretches enough.
 
-// The blocks with the largest shares, the first ones of equals, by ascending number.
-void choose(const float* share, int64_t n_blocks, int64_t n_chosen, std::vector<int64_t>& order, int64_t* out) {
+}  // namespace
+
+std::vector<RankedStretch> stretches_of(const int64_t* table, int64_t n_stretches) {
+  std::vector<RankedStretch> stretches;
+  int64_t first = 0;
+  for (const int64_t* row = table; n_stretches > 0; --n_stretches, row += 9) {
+    stretches.push_back({reinterpret_cast<const char*>(row[0]), reinterpret_cast<const float*>(row[1]), first, row[2],
+                         row[3], row[4], row[5], row[6], row[7], row[8]});
+    first += row[2];
+  }
+  return stretches;
+}
+
+void order_blocks(const float* share, int64_t n_blocks, int64_t n_chosen, std::vector<int64_t>& order) {
   order.resize(static_cast<size_t>(n_blocks));
   for (int64_t block = 0; block < n_blocks; ++block) order[static_cast<size_t>(block)] = block;
   const auto more = [&](int64_t a, int64_t b) { return share[a] > share[b] || (share[a] == share[b] && a < b); };
   if (n_chosen < n_blocks) std::nth_element(order.begin(), order.begin() + n_chosen, order.end(), more);
-  std::copy_n(order.begin(), n_chosen, out);
-  std::sort(out, out + n_chosen);
 }
-
-}  // namespace
 
 void Stepper::rank(const Ranking& r, const std::vector<RankedStretch>& stretches, int64_t n_blocks, int64_t* out) {
   const int64_t per_group = r.n_heads / r.n_kv_heads, n_rows = r.n_tokens * per_group;
@@ -67,7 +75,10 @@ void Stepper::rank(const Ranking& r, const std::vector<RankedStretch>& stretches
       }
       float* const share = shares + unit * stride;
       table_.share_blocks({own, n_rows, n_blocks, stride, r.scale, share});
-      choose(share, n_blocks, r.n_chosen, orders[static_cast<size_t>(team.index())], out + unit * r.n_chosen);
+      std::vector<int64_t>& order = orders[static_cast<size_t>(team.index())];
+      order_blocks(share, n_blocks, r.n_chosen, order);
+      std::sort(order.begin(), order.begin() + r.n_chosen);
+      std::copy_n(order.begin(), r.n_chosen, out + unit * r.n_chosen);
     });
   });
 }

@@ -44,12 +44,20 @@ struct Ranking {
   std::vector<int64_t> left_out;  // Blocks that are not to be chosen.
 };
 
-// A stretch of whole blocks: addresses for layer 0 and head 0, and which of all blocks comes first.
+// A stretch of whole blocks: addresses for layer 0 and head 0, and which of all blocks comes first. Values lie as keys
+// do, so many bytes further on; their scales so many numbers.
 struct RankedStretch {
   const char* keys;
   const float* scales;
   int64_t first, n_blocks;
   int64_t layer_stride, head_stride, scale_layer_stride, scale_head_stride;
+  int64_t to_values, to_value_scales;
 };
+
+// `n_stretches` rows of a table of nine numbers each, as sash.network.lookup writes them.
+std::vector<RankedStretch> stretches_of(const int64_t* table, int64_t n_stretches);
+
+// Puts the blocks with the largest shares to the front of `order`, the first ones of equals.
+void order_blocks(const float* share, int64_t n_blocks, int64_t n_chosen, std::vector<int64_t>& order);
 
 }  // namespace sash

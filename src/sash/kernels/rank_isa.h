@@ -10,6 +10,12 @@
 
 namespace sash::SASH_ISA {
 
+// Asks for the keys with which a stretch begins: some are a block only.
+inline void fetch_first(const RankTask& task, const RankedKeys& part) {
+  const int64_t bytes = std::min<int64_t>(32, part.n_blocks * task.block) * task.stride;
+  for (int64_t line = 0; line < bytes; line += 64) prefetch(part.keys + line);
+}
+
 #if defined(__AMX_TILE__)
 
 // Sixteen queries at a time, and twice sixteen keys: tiles 0 and 1 hold products [key][query], 4 the keys, 6 the queries.
@@ -26,7 +32,7 @@ struct RankTiles {
         std::memcpy(q[dim / 32][dim % 32 / 2][i], task.q + (row + i) * task.head_dim + dim, 4);
   }
 
-  // `count` keys as bfloat16, with zeros behind them; integers to 127 are exact.
+  // `count` keys as bfloat16, with zeros behind them up to whole tiles; integers to 127 are exact.
   void take_keys(const char* from, int64_t stride, int64_t head_dim, bool int8, int64_t count) {
     for (int64_t i = 0; i < count; ++i, from += stride) {
       if (!int8) {
@@ -37,14 +43,17 @@ struct RankTiles {
       }
       if (head_dim % 32) std::memset(keys[i] + head_dim, 0, 32);
     }
-    for (int64_t i = count; i < kKeys; ++i) std::memset(keys[i], 0, static_cast<size_t>(head_dim + 31) / 32 * 64);
+    for (int64_t i = count; i % 16; ++i) std::memset(keys[i], 0, static_cast<size_t>(head_dim + 31) / 32 * 64);
   }
 
   void multiply(const RankTask& task, const RankedKeys& part, int64_t key, int64_t count) {
     const char* from = part.keys + key * task.stride;
     int64_t stride = task.stride;
-    for (int64_t line = 0; line < kKeys * stride; line += 64) prefetch(from + kKeys * stride + line);
-    if (part.scales != nullptr || count < kKeys || task.head_dim % 32) {
+    const bool pair = count > 16;
+    if (pair) {
+      for (int64_t line = 0; line < kKeys * stride; line += 64) prefetch(from + kKeys * stride + line);
+    }
+    if (part.scales != nullptr || count % 16 || task.head_dim % 32) {
       take_keys(from, stride, task.head_dim, part.scales != nullptr, count);
       from = reinterpret_cast<const char*>(keys), stride = sizeof(keys[0]);
     }
@@ -54,11 +63,12 @@ struct RankTiles {
       tile_load<6>(q[block]);
       tile_load<4>(from, stride);
       tile_dot_bf16<0, 4, 6>();
+      if (!pair) continue;
       tile_load<5>(from + 16 * stride, stride);
       tile_dot_bf16<1, 5, 6>();
     }
     tile_store<0>(products);
-    tile_store<1>(products[16]);
+    if (pair) tile_store<1>(products[16]);
     if (part.scales == nullptr) return;
     for (int64_t i = 0; i < count; ++i)
       store16(products[i], load16(products[i]) * all16(part.scales[key + i]));
@@ -98,7 +108,10 @@ inline void rank_blocks(const RankTask& task) {
   for (int64_t row = 0; row < task.n_rows; row += RankTiles::kColumns) {
     const int64_t n = std::min(RankTiles::kColumns, task.n_rows - row);
     tiles.take_queries(task, row, n);
-    for (int64_t i = 0; i < task.n_parts; ++i) rank_part(task, task.parts[i], row, n, tiles);
+    for (int64_t i = 0; i < task.n_parts; ++i) {
+      if (i + 1 < task.n_parts) fetch_first(task, task.parts[i + 1]);
+      rank_part(task, task.parts[i], row, n, tiles);
+    }
   }
 }
 
@@ -138,7 +151,10 @@ inline void rank_rows(const RankTask& task, int64_t row) {
   for (int i = 0; i < n; ++i)
     for (int64_t dim = 0; dim < task.head_dim; dim += 16)
       q[i][dim / 16] = load16_bf16(task.q + (row + i) * task.head_dim + dim);
-  for (int64_t i = 0; i < task.n_parts; ++i) rank_part<n>(task, task.parts[i], row, q);
+  for (int64_t i = 0; i < task.n_parts; ++i) {
+    if (i + 1 < task.n_parts) fetch_first(task, task.parts[i + 1]);
+    rank_part<n>(task, task.parts[i], row, q);
+  }
 }
 
 inline void rank_blocks(const RankTask& task) {

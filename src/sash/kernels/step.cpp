@@ -121,6 +121,7 @@ void Stepper::run(const std::vector<const Layer*>& layers, const Plan& plan, flo
   frame.x = x;
   frame.lay_out(layers, table_, pool_.size(), scratch_);
   frame.share_attention(layers, pool_.size());
+  lookups_.resize(static_cast<size_t>(pool_.size()));
   region([&](Team& team) {
     if (plan.n_tokens == 1) return run_one(team, layers, frame, last);
     for (const Layer* layer : layers) {

@@ -8,6 +8,7 @@
 #include "attention.h"
 #include "blocks.h"
 #include "linear.h"
+#include "lookup.h"
 #include "pool.h"
 #include "scratch.h"
 #include "table.h"
@@ -72,6 +73,7 @@ struct SpanPlan {
   std::vector<HeldRun> held;
   std::vector<Write> writes;
   std::vector<OwnPins> pins;
+  std::shared_ptr<const Lookup> lookup;  // Of a span of one token that looks blocks up before it attends.
 };
 
 // What the layers of one pattern and rotary embedding do in a step.
@@ -84,6 +86,7 @@ struct KindPlan {
   // bfloat16 [layer of the store][span][exported][heads][head_dim], the last token last.
   uint16_t* queries = nullptr;
   int64_t exported = 0;
+  bool looks_up = false;  // Whether a span does.
 };
 
 struct Plan {
@@ -132,6 +135,11 @@ class Stepper {
   void rotate_heads(const Layer& layer, Frame& frame, int64_t token, int64_t head);
   void attend_unit(const Layer& layer, Frame& frame, int64_t unit, char* scratch);
   void export_queries(const Layer& layer, const Frame& frame, int64_t index, int64_t head) const;
+  // Ranks blocks by what a head asks and copies the best ones to its annex: lookup.cpp.
+  void look_up(Team& team, const Layer& layer, const Frame& frame, int64_t span, int64_t head);
+  void bring(const Layer& layer, const Frame& frame, const SpanPlan& span, int64_t head, LookupScratch& own);
+  void copy_block(const Layer& layer, const Frame& frame, const SpanPlan& span, int64_t head, int64_t block,
+                  int64_t place, int64_t shift);
   void commit(const Layer& layer, const Frame& frame, int64_t index, int64_t head) const;
   void run_one(Team& team, const std::vector<const Layer*>& layers, Frame& frame, const Norm* last);
   // These two do not meet at their end.
@@ -149,6 +157,7 @@ class Stepper {
   Pool& pool_;
   const KernelTable& table_;
   Scratch scratch_;
+  std::vector<LookupScratch> lookups_;  // Of each thread.
 };
 
 }  // namespace sash

@@ -137,6 +137,7 @@ void Stepper::attend(Team& team, const Layer& layer, Frame& frame, Ahead& ahead)
       const int64_t index = unit / a.n_kv_heads, head = unit % a.n_kv_heads;
       const SpanPlan& span = kind.spans[index];
       for (int64_t token = span.start; token < span.start + span.count; ++token) rotate_heads(layer, frame, token, head);
+      look_up(team, layer, frame, index, head);
       attend_unit(layer, frame, unit, frame.thread_attention[team.index()]);
       commit(layer, frame, index, head);
     });
@@ -146,6 +147,8 @@ void Stepper::attend(Team& team, const Layer& layer, Frame& frame, Ahead& ahead)
   team.share(frame.n_tokens * a.n_kv_heads, [&](int64_t unit) {
     rotate_heads(layer, frame, unit / a.n_kv_heads, unit % a.n_kv_heads);
   });
+  if (kind.looks_up)
+    team.share(n_heads, [&](int64_t unit) { look_up(team, layer, frame, unit / a.n_kv_heads, unit % a.n_kv_heads); });
   team.share(n_units, [&](int64_t unit) { attend_unit(layer, frame, unit, frame.thread_attention[team.index()]); });
   // Nobody reads the ring any more: what this step adds to it may overwrite what slid out.
   team.share_open(n_heads, [&](int64_t unit) { commit(layer, frame, unit / a.n_kv_heads, unit % a.n_kv_heads); });

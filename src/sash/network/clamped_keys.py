@@ -42,17 +42,29 @@ class ClampedKeys:
         self._strides_L = (self._limits_L // 4).clamp(1, STRIDE)
         self._ropes = [layer.rope for layer, _ in own]
         self._nearest = min(limits)
+        self._tables: tuple[tuple[Tensor, ...], Tensor] | None = None
 
     def touches(self, length: int, first: int) -> bool:
         """Whether a row of `length` tokens has blocks beyond a limit, where `first` is its first one."""
         return length - self._nearest > first * self._block
 
-    def shifts(self, chosen_LGC: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """How many positions blocks are moved by, and their tags, both as `chosen_LGC`."""
-        moves_L = length // self._strides_L + 1
-        nearest_L = moves_L * self._strides_L - self._limits_L
+    def addresses(self, length: int, first: int) -> tuple[int, int, int]:
+        """Limits, strides and frequencies of all layers as kernels read them (lookup.h); 0 where nothing is turned."""
+        if not self.touches(length, first):
+            return 0, 0, 0
+        if self._tables is None:
+            head_dim = self._store.layout.head_dim
+            frequencies = tuple(rope.frequencies(own, head_dim)[0] for own in self._ropes)
+            self._tables = frequencies, torch.tensor([one.data_ptr() for one in frequencies])
+        return self._limits_L.data_ptr(), self._strides_L.data_ptr(), self._tables[1].data_ptr()
+
+    def shifts(self, chosen_LGC: Tensor, length: int, layers: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """How many positions blocks of those layers are moved by, and their tags, both as `chosen_LGC`."""
+        limits_L, strides_L = self._limits_L[layers], self._strides_L[layers]
+        moves_L = length // strides_L + 1
+        nearest_L = moves_L * strides_L - limits_L
         first_LGC = chosen_LGC * self._block
-        too_far_LGC = first_LGC < (length - self._limits_L)[:, None, None]
+        too_far_LGC = first_LGC < (length - limits_L)[:, None, None]
         shifts_LGC = (nearest_L[:, None, None] - first_LGC) * too_far_LGC
         return shifts_LGC, chosen_LGC + (moves_L[:, None, None] << 32) * (shifts_LGC > 0)
 

@@ -84,8 +84,7 @@ class Decoder(nn.Module):
             cache: where the spans' sequences have been read so far; this step's keys and values are added to it.
         """
         if cache is not None and cache.recall is not None and cache.recall.cuts(batch):
-            recall, drafts = cache.recall, cache.drafts
-            return read_in_pieces(lambda piece: self._forward(piece, cache), batch, recall, drafts, self.config.dim)
+            return read_in_pieces(lambda piece: self._forward(piece, cache), batch, cache.recall, self.config.dim)
         if cache is not None and cache.summaries is not None:
             return cache.summaries.run(batch, lambda part: self._forward(part, cache))
         return self._forward(batch, cache)

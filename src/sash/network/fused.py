@@ -87,8 +87,7 @@ class FusedDecoder:
     def __call__(self, batch: Batch, cache: KVCache | None = None) -> Tensor:
         """Hidden states of a step's tokens, float32 [T, D]; see `Decoder.forward`."""
         if cache is not None and cache.recall is not None and cache.recall.cuts(batch):
-            recall, drafts = cache.recall, cache.drafts
-            return read_in_pieces(lambda piece: self._steps(piece, cache), batch, recall, drafts, self.config.dim)
+            return read_in_pieces(lambda piece: self._steps(piece, cache), batch, cache.recall, self.config.dim)
         if cache is not None and cache.summaries is not None:
             return cache.summaries.run(batch, lambda part: self._run(part, cache))
         return self._steps(batch, cache)

@@ -50,6 +50,8 @@ class NativePlan:
             raise UnsupportedError(f"native kernels keep keys and values as bfloat16 or int8, not {cache.numbers}")
         int8 = cache is not None and cache.numbers == torch.int8
         self.native: Any = native.module().Plan(batch.spans[-1].stop, int8, 1 if cache is None else cache.mixing)
+        if cache is not None and cache.recall is not None:
+            cache.recall.before(batch.spans)
         self._kept: list[tuple[Tensor, Tensor]] = []
         self._placements: dict[AttentionPattern, list[Placement]] = {}
         self._guesses = (
@@ -114,6 +116,8 @@ class NativePlan:
                 pinned = run.source == "pins"
                 self.native.add_held(run.first_position, run.size, pinned, *_slots(store.slots_of(span.row, run), run))
             self._add_annex(store, span.row)
+            if cache.recall is not None:
+                cache.recall.add_to(self.native, store, span)
             for token, run in self._placements[pattern][index]:
                 slots = cache.drafts.slots(pattern, span.row) if span.drafted else store.slots_of(span.row, run)
                 self.native.add_write(token, run.size, *_slots(slots, run))

@@ -1,14 +1,16 @@
-"""Bringing back what slid out of the window: between steps, the blocks that the last queries want most.
+"""Bringing back what slid out of the window: the blocks that queries want most.
 
-Behind each ring lies the log of all tokens. Every few tokens the keys in it are ranked, in each layer and for each
-key/value head, by what the last tokens asked there: a block of a few tokens is worth what its best key would
-have got of the attention to all that is out of sight, for the query that wants it most. The best blocks that the annex
-has room for are copied into it, with their true positions, so that the next tokens attend to them as if they were still
-in the window; no farther away, though, than the layer was trained to see (`sash.network.clamped_keys`). What is there
-already and wanted again stays where it is.
+Behind each ring lies the log of all tokens. The keys in it are ranked, in each layer and for each key/value head, by
+what is asked there: a block of a few tokens is worth what its best key would have got of the attention to all that is
+out of sight, for the query that wants it most. The best blocks that the annex has room for are copied into it, with
+their true positions, so that what follows attends to them as if they were still in the window; no farther away, though,
+than the layer was trained to see (`sash.network.clamped_keys`). What is there already and wanted again stays.
 
-Where a text is ranked follows from positions alone, and from where its question begins (`sash.network.recall_points`),
-never from how it is cut into steps: so what a row reads depends neither on its company nor on chunks.
+A text is ranked between two steps, every so many tokens, by what its last ones asked. A token of its question or of
+the answer ranks for itself, in each layer before it attends there: it alone knows what it looks for, and what it
+finds in one layer decides what it asks in the next. Where that is follows from positions alone, and from where the
+question begins (`sash.network.recall_points`), never from how a text is cut into steps: so what a row reads depends
+neither on its company nor on chunks.
 
 What is done in each store of layers is `sash.network.recall_part`.
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +29,6 @@ from torch import Tensor
 from sash.errors import UsageError
 from sash.network.batch import Batch, Span
 from sash.network.config import ModelConfig
-from sash.network.drafts import Drafts
 from sash.network.recall_part import RecallPart
 from sash.network.recall_points import Points, RecallSettings
 from sash.network.ring_store import RingStore
@@ -88,44 +90,47 @@ class Recall:
 
     def sizes(self, span: Span) -> list[int]:
         """How many tokens of a span are read at a time."""
+        if not self._has_lost(span.position + len(span) - 1):
+            return [len(span)]
         return self._points_of(span.row).sizes(span.position, len(span))
 
     def cuts(self, batch: Batch) -> bool:
         """Whether a step has to be read in pieces."""
-        return any(not span.drafted and (len(self.sizes(span)) > 1 or self.rehearses(span)) for span in batch.spans)
+        return any(not span.drafted and len(self.sizes(span)) > 1 for span in batch.spans)
 
-    def rehearses(self, span: Span) -> bool:
-        """Whether a span is a token that is read twice."""
-        if len(span) > 1 or span.drafted or not self._points_of(span.row).rehearsed(span.position):
-            return False
-        return any(part.has_lost(span.position) for part in self._parts)
-
-    def rehearse(self, run: Callable[[Batch], object], batch: Batch, drafts: Drafts) -> None:
-        """Fill annexes by what those tokens of a step ask that are read twice; they are still to be read.
-
-        Their keys and values wait where those of guesses do, and are forgotten.
-        """
-        spans = [span for span in batch.spans if self.rehearses(span)]
-        if not spans:
-            return
-        index_T = torch.tensor([span.start for span in spans], device=batch.tokens_T.device)
-        alone = tuple(replace(span, start=at, stop=at + 1, drafted=True) for at, span in enumerate(spans))
-        before = [[part.tap.kept(span.row) for span in spans] for part in self._parts]
-        run(Batch(batch.tokens_T[index_T], batch.positions_T[index_T], alone))
-        for part, kept in zip(self._parts, before, strict=True):
-            for span, own in zip(spans, kept, strict=True):
-                part.refresh(span.row, span.position)
-                part.tap.put_back(span.row, own)
+    def before(self, spans: Sequence[Span]) -> None:
+        """Before a step: make ready what those of its tokens look up that rank for themselves."""
         for span in spans:
-            drafts.wipe(span.row)
+            if self._asks(span):
+                ranks_all = self._points_of(span.row).ranks_all(span.position)
+                for part in self._parts:
+                    part.open(span.row, span.position, ranks_all=ranks_all)
+
+    def look(self, store: Store, layer: int, spans: Sequence[Span]) -> None:
+        """In one layer of a store, before its tokens attend: bring back what they want, by the queries in its tap."""
+        for part in self._parts:
+            for span in spans if part.store is store else ():
+                if self._asks(span):
+                    ranks_all = self._points_of(span.row).ranks_all(span.position)
+                    part.look(span.row, span.position, layer, ranks_all=ranks_all)
+
+    def add_to(self, plan: Any, store: Store, span: Span) -> None:
+        """Tell a native plan what its last span, in layers of a store, looks up."""
+        for part in self._parts:
+            if part.store is store and self._asks(span):
+                ranks_all = self._points_of(span.row).ranks_all(span.position)
+                part.add_to(plan, span.row, span.position, ranks_all=ranks_all)
 
     def after(self, spans: Sequence[Span], lengths: Sequence[int]) -> None:
         """After a step: fill the annexes of the rows that are to be ranked there."""
         for span in spans:
             row, length = span.row, lengths[span.row]
-            if span.drafted or not (row in self._stale or self._points_of(row).due(length)):
+            points = self._points_of(row)
+            if span.drafted or not (row in self._stale or points.due(length)):
                 continue  # what is guessed may be taken back
             self._stale.discard(row)
+            if points.asks(span.position):
+                continue
             self._before[row] = length, [part.tags(row) for part in self._parts]
             for part in self._parts:
                 part.refresh(row, length)
@@ -133,14 +138,14 @@ class Recall:
     def shown(self, row: int, query: int, length: int) -> list[list[range]] | None:
         """Of each layer of the model, what a row of `length` tokens has brought back for the token at `query`.
 
-        A run is shown to one head or more. None where the row was ranked again since that token was read, or ranked
-        twice, where that was its last one; and where it is still to be read and asks for itself before that.
+        A run is shown to one head or more. None where something else was brought back since that token was read, twice
+        where that was its last one; and where it is still to be read and ranks for itself then.
         """
         ranked, tags = self._before.get(row, (-1, []))
-        if ranked != length or query != length - 1:
-            points = self._points_of(row)
-            rehearsed = points.rehearsed(query) and any(part.has_lost(query) for part in self._parts)
-            if rehearsed or not 0 <= query <= length or points.after(query) <= length:
+        points = self._points_of(row)
+        if points.asks(query) or ranked != length or query != length - 1:
+            read = query < length if points.asks(query) and self._has_lost(query) else query <= length
+            if query < 0 or not read or points.changes(query) <= length:
                 return None
             tags = [part.tags(row) for part in self._parts]
         found: list[list[range]] = [[] for _ in self._patterns]
@@ -156,12 +161,14 @@ class Recall:
         self._before.pop(row, None)
         self._stale.discard(row)
         for part in self._parts:
-            part.tap.wipe(row)
+            part.wipe(row)
 
     def restored(self, row: int) -> None:
-        """A row goes on from where nothing was kept of what is brought back: it is ranked after its next step."""
+        """A row goes on from where nothing was kept of what is brought back: it is ranked with its next step."""
         self._stale.add(row)
         self._before.pop(row, None)
+        for part in self._parts:
+            part.forget(row)
 
     def copy_row(self, row: int, other: Recall, other_row: int) -> None:
         """Take over a row of another cache's."""
@@ -173,10 +180,17 @@ class Recall:
         if other_row in other._stale:
             self._stale.add(row)
         for own, theirs in zip(self._parts, other._parts, strict=True):
-            own.tap.copy_row(row, theirs.tap, other_row)
+            own.copy_row(row, theirs, other_row)
 
     def _points_of(self, row: int) -> Points:
         return self._points.get(row) or self._reading
+
+    def _has_lost(self, position: int) -> bool:
+        return any(part.has_lost(position) for part in self._parts)
+
+    def _asks(self, span: Span) -> bool:
+        """Whether a span is a token that ranks for itself."""
+        return len(span) == 1 and not span.drafted and self._points_of(span.row).asks(span.position)
 
 
 def pieces_of(batch: Batch, recall: Recall) -> Iterator[tuple[Batch, Tensor]]:
@@ -209,11 +223,10 @@ def batch_at(batch: Batch, index_T: Tensor, spans: tuple[Span, ...]) -> Batch:
     )
 
 
-def read_in_pieces(run: Callable[[Batch], Tensor], batch: Batch, recall: Recall, drafts: Drafts, dim: int) -> Tensor:
+def read_in_pieces(run: Callable[[Batch], Tensor], batch: Batch, recall: Recall, dim: int) -> Tensor:
     """What `run` makes of a step, [T, D], a piece at a time."""
     out_TD: Tensor | None = None
     for piece, index_T in pieces_of(batch, recall):
-        recall.rehearse(run, piece, drafts)
         part_TD = run(piece)
         out_TD = part_TD.new_empty(len(batch.tokens_T), dim) if out_TD is None else out_TD
         out_TD[index_T] = part_TD

@@ -9,7 +9,8 @@ Shape suffixes: L layers, N query tokens, H query heads, G key/value heads, R qu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,30 +19,28 @@ from sash.attention.pattern import AttentionPattern
 from sash.kernels import native
 from sash.network.clamped_keys import ClampedKeys
 from sash.network.config import ModelConfig
+from sash.network.lookup import Lookup, Stretch, best_share, table_of
 from sash.network.query_tap import QueryTap
 from sash.network.recall_points import RecallSettings
 from sash.network.ring_store import RingStore
-from sash.network.slots import Vectors
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """Whole blocks side by side in the log: `count` of them from slot `start` of `slots` on."""
-
-    slots: Vectors
-    start: int
-    count: int
 
 
 class RecallPart:
-    """The recall of the layers of one store."""
+    """The recall of the layers of one store.
+
+    Attributes:
+        store: theirs.
+        tap: keeps what their last tokens asked.
+    """
 
     def __init__(self, store: RingStore, settings: RecallSettings, config: ModelConfig, mixing: int) -> None:
         layout = store.layout
-        self._store, self._settings = store, settings
+        self.store = store
+        self._settings = settings
         self._scale = config.attention_scale if config.attention_scale is not None else config.head_dim**-0.5
         self._clamped = ClampedKeys(config, store, mixing, settings.block)
         self._room = 0 if store.annex is None else store.annex.n_slots // settings.block
+        self._lookups: dict[int, Lookup] = {}
         store.tap = self.tap = QueryTap(layout.n_layers, config.n_heads, layout.head_dim, settings.queries)
         self._natively = (
             native.available()
@@ -52,36 +51,78 @@ class RecallPart:
         )
 
     def refresh(self, row: int, length: int) -> None:
-        """Rank what a row of `length` tokens has out of sight, and bring back the best of it."""
-        annex, queries_LNHK = self._store.annex, self.tap.of(row)
-        if annex is None or queries_LNHK is None:
+        """Rank what a row of `length` tokens has out of sight by its last ones' queries; bring back the best."""
+        queries_LNHK, found = self.tap.of(row), self._lookup(row, length)
+        if queries_LNHK is None or found is None:
             return
-        first, stretches = self._out_of_sight(row, length)
-        if not stretches:
-            annex.clear(row)
+        chosen_LGC = self._choose(queries_LNHK, found)
+        self._bring(row, length, chosen_LGC, found)
+
+    def open(self, row: int, length: int, *, ranks_all: bool) -> None:
+        """Have a row's next token rank for itself, in each layer before it attends: after `length` others."""
+        if ranks_all or row not in self._lookups:
+            self._lookups.pop(row, None)
+            found = self._lookup(row, length)
+            if found is not None:
+                self._lookups[row] = found
+
+    def look(self, row: int, length: int, layer: int, *, ranks_all: bool) -> None:
+        """Bring back what the last token of a row wants in one layer of the store; it was opened."""
+        found, queries_LNHK = self._lookups.get(row), self.tap.of(row)
+        if found is None or queries_LNHK is None:
             return
-        n_blocks = sum(stretch.count for stretch in stretches)
-        pinned = sorted(block - first for block in self._pinned(row, length) if 0 <= block - first < n_blocks)
-        count = min(self._room, n_blocks - len(pinned))
-        if count == 0:
-            annex.clear(row)
+        worth_LGMB = self._worth(queries_LNHK[layer : layer + 1, -1:], [at.of_layer(layer) for at in found.stretches])
+        chosen_GC = found.choose(layer, worth_LGMB[0] * self._scale, ranks_all=ranks_all)
+        self._bring(row, length, chosen_GC.unsqueeze(0), found, layer)
+
+    def add_to(self, plan: Any, row: int, length: int, *, ranks_all: bool) -> None:
+        """Tell a native plan's last span that it looks up; it was opened."""
+        found, annex = self._lookups.get(row), self.store.annex
+        if found is None or annex is None:
             return
-        chosen_LGC = self._choose(queries_LNHK, stretches, pinned, count)
-        self._bring(row, length, chosen_LGC + first, first, stretches)
-        annex.show(row, count * self._settings.block)
+        tags_LGC = annex.tags[row]
+        if tags_LGC is None:
+            return
+        candidates = found.candidates_LGM.shape[-1]
+        plan.add_lookup(
+            [found.first, found.n_blocks, self._settings.block, found.count, candidates],
+            ranks_all,
+            found.left_out,
+            len(found.stretches),
+            found.table.data_ptr(),
+            tags_LGC.data_ptr(),
+            found.candidates_LGM.data_ptr(),
+            length,
+            *self._clamped.addresses(length, found.first),
+        )
+
+    def wipe(self, row: int) -> None:
+        """Leave nothing of a row but what its annex shows."""
+        self._lookups.pop(row, None)
+        self.tap.wipe(row)
+
+    def copy_row(self, row: int, other: RecallPart, other_row: int) -> None:
+        """Take over a row of another cache's, after its annex."""
+        self.tap.copy_row(row, other.tap, other_row)
+        if other_row in other._lookups:
+            self._lookups[row] = other._lookups[other_row].copy()
+
+    def forget(self, row: int) -> None:
+        """Have the next token of a row that ranks for itself rank all."""
+        self._lookups.pop(row, None)
 
     def has_lost(self, length: int) -> bool:
         """Whether something can be out of sight of the token after so many."""
-        return length >= self._store.reach + self._settings.block
+        return length >= self.store.reach + self._settings.block
 
     @property
     def pattern(self) -> AttentionPattern:
         """The layers' own."""
-        return self._store.pattern
+        return self.store.pattern
 
     def tags(self, row: int) -> Tensor | None:
         """What lies in the annex of a row, as of now; None for nothing."""
-        annex = self._store.annex
+        annex = self.store.annex
         tags_LGC = None if annex is None or not annex.count(row) else annex.tags[row]
         return None if tags_LGC is None else tags_LGC.clone()
 
@@ -89,13 +130,42 @@ class RecallPart:
         """Of each layer, the tokens that tags tell of."""
         size = self._settings.block
         if tags_LGC is None:
-            return [[] for _ in range(self._store.layout.n_layers)]
+            return [[] for _ in range(self.store.layout.n_layers)]
         blocks_LB = [sorted(set((tags_GC & 0xFFFFFFFF).flatten().tolist())) for tags_GC in tags_LGC]
         return [[range(at * size, (at + 1) * size) for at in blocks] for blocks in blocks_LB]
 
+    def _lookup(self, row: int, length: int) -> Lookup | None:
+        """What a row of `length` tokens has out of sight; its annex is made ready for the best of that.
+
+        None, and an annex that shows nothing, where there is none of it.
+        """
+        annex, size = self.store.annex, self._settings.block
+        if annex is None:
+            return None
+        first, stretches = self._out_of_sight(row, length)
+        n_blocks = sum(stretch.count for stretch in stretches)
+        pinned = sorted(block - first for block in self._pinned(row, length) if 0 <= block - first < n_blocks)
+        count = min(self._room, n_blocks - len(pinned))
+        if count <= 0:
+            annex.clear(row)
+            return None
+        shape = self.store.layout.n_layers, self.store.layout.n_heads
+        held_LGC = annex.tags[row]
+        if held_LGC is None or held_LGC.shape[-1] != count:
+            annex.tags[row] = new_LGC = torch.full((*shape, count), -1, dtype=torch.int64)
+            if held_LGC is not None:
+                kept = min(count, held_LGC.shape[-1])
+                new_LGC[..., :kept] = held_LGC[..., :kept]
+        annex.slots(row)
+        annex.show(row, count * size)
+        n_candidates = min(max(self._settings.candidates, count), n_blocks - len(pinned))
+        candidates_LGM = torch.full((*shape, n_candidates), -1, dtype=torch.int64)
+        table = table_of(stretches, self.store.layout.head_dim)
+        return Lookup(first, tuple(stretches), table, tuple(pinned), count, candidates_LGM)
+
     def _out_of_sight(self, row: int, length: int) -> tuple[int, list[Stretch]]:
         """The first block that the next token does not see, and all of them as they lie."""
-        store, size = self._store, self._settings.block
+        store, size = self.store, self._settings.block
         log = store.log
         if log is None:
             return 0, []
@@ -109,39 +179,35 @@ class RecallPart:
     def _pinned(self, row: int, length: int) -> set[int]:
         """Blocks that hold a pin: it is seen already."""
         size = self._settings.block
-        runs = [run for run in self._store.held(row, length, length) if run.source == "pins"]
+        runs = [run for run in self.store.held(row, length, length) if run.source == "pins"]
         return {at // size for run in runs for at in range(run.first_position, run.first_position + run.size)}
 
-    def _choose(self, queries_LNHK: Tensor, stretches: list[Stretch], pinned: list[int], count: int) -> Tensor:
+    def _choose(self, queries_LNHK: Tensor, found: Lookup) -> Tensor:
         """The blocks that get most of the attention to what is out of sight, [L, G, C] int64, ascending.
 
         Of each block its best key counts, for the query that wants it most.
         """
-        layout, size = self._store.layout, self._settings.block
+        layout, size = self.store.layout, self._settings.block
         n_layers, n_tokens, n_heads, head_dim = queries_LNHK.shape
         if self._natively:
-            chosen_LGC = torch.empty(n_layers, layout.n_heads, count, dtype=torch.int64)
-            table = _table(stretches, head_dim)
+            chosen_LGC = torch.empty(n_layers, layout.n_heads, found.count, dtype=torch.int64)
             sizes = [n_layers, n_tokens, queries_LNHK.stride(0), queries_LNHK.stride(1), n_heads, layout.n_heads]
             native.module().rank(
                 queries_LNHK.data_ptr(),
-                [*sizes, head_dim, size, head_dim * layout.numbers.itemsize, count],
+                [*sizes, head_dim, size, head_dim * layout.numbers.itemsize, found.count],
                 self._scale,
-                pinned,
-                len(stretches),
-                table.data_ptr(),
+                found.left_out,
+                len(found.stretches),
+                found.table.data_ptr(),
                 chosen_LGC.data_ptr(),
             )
             return chosen_LGC
-        worth_LGMB = self._worth(queries_LNHK, stretches)
-        worth_LGMB[..., pinned] = -torch.inf
-        # As logarithms: shares of far keys would all be 0, and one as good as another.
-        share_LGB = (worth_LGMB * self._scale).log_softmax(-1).amax(2)
-        return share_LGB.topk(count, -1, sorted=False).indices.sort(-1).values
+        share_LGB = best_share(self._worth(queries_LNHK, found.stretches) * self._scale, found.left_out)
+        return share_LGB.topk(found.count, -1, sorted=False).indices.sort(-1).values
 
-    def _worth(self, queries_LNHK: Tensor, stretches: list[Stretch]) -> Tensor:
+    def _worth(self, queries_LNHK: Tensor, stretches: Sequence[Stretch]) -> Tensor:
         """Of each block the highest product of any of its keys with each query, [L, G, N R, B] float32."""
-        layout, size = self._store.layout, self._settings.block
+        layout, size = self.store.layout, self._settings.block
         n_layers, n_tokens, n_heads, head_dim = queries_LNHK.shape
         q_LGMK = queries_LNHK.view(n_layers, n_tokens, layout.n_heads, n_heads // layout.n_heads, head_dim)
         q_LGMK = q_LGMK.transpose(1, 2).flatten(2, 3)
@@ -152,37 +218,33 @@ class RecallPart:
             parts.append(products.view(*products.shape[:-1], stretch.count, size).amax(-1))
         return torch.cat(parts, -1)
 
-    def _bring(self, row: int, length: int, chosen_LGC: Tensor, first: int, stretches: list[Stretch]) -> None:
-        """Copy chosen blocks that are not there yet over those that are not wanted any more."""
-        annex, count = self._store.annex, chosen_LGC.shape[-1]
-        if annex is None:
+    def _bring(self, row: int, length: int, chosen_LGC: Tensor, found: Lookup, layer: int | None = None) -> None:
+        """Copy chosen blocks that are not there yet over those that are not wanted any more; in one layer, or all."""
+        annex = self.store.annex
+        all_LGC = None if annex is None else annex.tags[row]
+        if all_LGC is None:
             return
-        tags_LGC, shifts_LGC = chosen_LGC, None
-        if self._clamped.touches(length, first):
-            shifts_LGC, tags_LGC = self._clamped.shifts(chosen_LGC, length)
-        held_LGC = annex.tags[row]
-        if held_LGC is None or held_LGC.shape[-1] != count:
-            new_LGC = torch.full_like(chosen_LGC, -1)
-            if held_LGC is not None:
-                kept = min(count, held_LGC.shape[-1])
-                new_LGC[..., :kept] = held_LGC[..., :kept]
-            annex.tags[row] = held_LGC = new_LGC
+        layers = slice(None) if layer is None else slice(layer, layer + 1)
+        held_LGC, tags_LGC, shifts_LGC = all_LGC[layers], chosen_LGC + found.first, None
+        if self._clamped.touches(length, found.first):
+            shifts_LGC, tags_LGC = self._clamped.shifts(tags_LGC, length, layers)
         same = held_LGC.unsqueeze(-1) == tags_LGC.unsqueeze(-2)
         free_LGC, missing_LGC = ~same.any(-1), ~same.any(-2)
-        blocks_I = chosen_LGC[missing_LGC] - first
+        blocks_I = chosen_LGC[missing_LGC]
         if not len(blocks_I):
             return
         held_LGC[free_LGC] = tags_LGC[missing_LGC]  # as many are free as are missing, in every head
         places_I3 = free_LGC.nonzero()
+        places_I3[:, 0] += layer or 0
         if self._natively:
-            self._copy_natively(row, places_I3, blocks_I, stretches)
+            self._copy_natively(row, places_I3, blocks_I, found.stretches)
         else:
-            self._copy(row, places_I3.tolist(), blocks_I.tolist(), stretches)
+            self._copy(row, places_I3.tolist(), blocks_I.tolist(), found.stretches)
         if shifts_LGC is not None:
             self._clamped.turn(row, places_I3, shifts_LGC[missing_LGC])
 
-    def _copy(self, row: int, places: list[list[int]], blocks: list[int], stretches: list[Stretch]) -> None:
-        size, slots = self._settings.block, self._store.slots(row, "annex")
+    def _copy(self, row: int, places: list[list[int]], blocks: list[int], stretches: Sequence[Stretch]) -> None:
+        size, slots = self._settings.block, self.store.slots(row, "annex")
         lying = [(stretch, at) for stretch in stretches for at in range(stretch.count)]
         for (layer, head, place), block in zip(places, blocks, strict=True):
             stretch, at = lying[block]
@@ -191,8 +253,8 @@ class RecallPart:
                 stretch.slots[:, layer, head, start : start + size]
             )
 
-    def _copy_natively(self, row: int, places_I3: Tensor, blocks_I: Tensor, stretches: list[Stretch]) -> None:
-        slots, size, dim = self._store.slots(row, "annex"), self._settings.block, self._store.layout.head_dim
+    def _copy_natively(self, row: int, places_I3: Tensor, blocks_I: Tensor, stretches: Sequence[Stretch]) -> None:
+        slots, size, dim = self.store.slots(row, "annex"), self._settings.block, self.store.layout.head_dim
         counts = torch.tensor([stretch.count for stretch in stretches])
         ends = counts.cumsum(0)
         which_I = torch.searchsorted(ends, blocks_I, right=True)
@@ -212,18 +274,3 @@ class RecallPart:
             from_J = torch.cat((from_I, from_I + strides_I3[:, 0]))  # keys, and values
             to_J = torch.cat((to_I, to_I + to.stride(0) * to.element_size()))
             native.module().copy_runs(from_J.data_ptr(), to_J.data_ptr(), len(from_J), size * width)
-
-
-def _table(stretches: list[Stretch], head_dim: int) -> Tensor:
-    """Stretches as the kernel reads them, int64 [n, 7]: keys, scales, count, strides in bytes (of scales: numbers)."""
-    rows = []
-    for stretch in stretches:
-        numbers, scales = stretch.slots.numbers, stretch.slots.scales
-        size = numbers.element_size()
-        row = [numbers.data_ptr() + stretch.start * head_dim * size, 0, stretch.count]
-        row += [numbers.stride(1) * size, numbers.stride(2) * size, 0, 0]
-        if scales is not None:
-            row[1] = scales.data_ptr() + stretch.start * 4
-            row[5:] = scales.stride()[1:3]
-        rows.append(row)
-    return torch.tensor(rows)

@@ -1,8 +1,9 @@
-"""Where in a text what slid out of the window is ranked anew: a matter of positions alone.
+"""Where in a text what slid out of the window is ranked: a matter of positions alone.
 
-While a text is read, after every so many tokens; from its question on, and while it is answered, after every few, in
-longer strides once the text is long, so that a token's share of the ranking does not grow with it. Nothing depends on
-how many tokens a step has. Needs no torch.
+A text is ranked after every so many of its tokens. From its question on each token ranks for itself: of the question
+all that is out of sight; of the answer the blocks that did best when all were ranked last, which is after every few
+tokens, in longer strides once the text is long, so that a token's share of the ranking does not grow with it. Nothing
+depends on how many tokens a step has. Needs no torch.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from sash.errors import UsageError
 from sash.network.sizing import LOG_BLOCK
 
-NEAR = 3072
-"""Tokens of a text up to which every `stride`th token of an answer ranks; of one twice as long half as many."""
+NEAR = 4096
+"""Tokens of a text up to which every `stride`th token of an answer ranks all; of one twice as long half as many do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,25 +24,26 @@ class RecallSettings:
     Attributes:
         block: tokens that are brought back together.
         piece: of a text that is read, tokens between two rankings.
+        queries: of such a piece, how many last tokens' queries are ranked by.
         question: how many of the last tokens of a text are taken for the question about it.
-        step: of the question, tokens between two rankings. Where it is 1, each of its tokens is rehearsed: it is read
-            once for what it asks, which is ranked by, and then with what that brought back.
-        stride: of an answer to a text that is not long, tokens between two rankings.
-        queries: how many last tokens' queries are ranked by.
+        candidates: of an answer, blocks that a token ranks which does not rank all: at least those that it can have.
+        stride: of an answer to a text that is not long, tokens from one that ranks all to the next.
     """
 
     block: int = 16
     piece: int = 128
-    question: int = 32
-    step: int = 1
-    stride: int = 2
     queries: int = 4
+    question: int = 32
+    candidates: int = 32
+    stride: int = 8
 
     def __post_init__(self) -> None:
         if self.block < 1 or LOG_BLOCK % self.block:
             raise UsageError(f"blocks of {self.block} tokens do not divide {LOG_BLOCK}: use 8, 16, 32 or 64")
-        if min(self.piece, self.step, self.stride, self.queries) < 1 or self.question < 0:
-            raise UsageError("pieces and steps of a text have 1 token or more, and 1 query or more ranks")
+        if min(self.piece, self.stride, self.queries, self.candidates) < 1 or self.question < 0:
+            raise UsageError(
+                "pieces and strides of a text have 1 token or more, and 1 query or more ranks 1 block or more"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,49 +58,61 @@ class Points:
     settings: RecallSettings
     asked: int | None = None
 
-    def after(self, position: int) -> int:
-        """The first point behind a position: so many tokens have been read there.
+    def asks(self, position: int) -> bool:
+        """Whether the token at a position ranks for itself.
 
-        >>> points = Points(RecallSettings(piece=100, question=6, step=3, stride=2), 203)
-        >>> [points.after(at) for at in (0, 99, 100, 200, 204, 209, 4095, 4096, 8191, 8192)]
-        [100, 100, 200, 203, 207, 210, 4096, 4100, 8192, 8200]
+        >>> [at for at in range(205) if Points(RecallSettings(), 203).asks(at)]
+        [203, 204]
+        """
+        return self.asked is not None and position >= self.asked
+
+    def ranks_all(self, position: int) -> bool:
+        """Whether a token that ranks for itself ranks all that is out of sight.
+
+        >>> points = Points(RecallSettings(question=2, stride=4), 203)
+        >>> [at for at in range(203, 214) if points.ranks_all(at)]
+        [203, 204, 208, 212]
+        >>> [at for at in range(8193, 8225) if points.ranks_all(at)]
+        [8208, 8224]
         """
         told = self.settings
-        coarse = (position // told.piece + 1) * told.piece
-        if self.asked is None:
-            return coarse
-        if position < self.asked:
-            return min(coarse, self.asked)
-        if position < self.asked + told.question:
-            return min(coarse, (position // told.step + 1) * told.step)
+        if self.asked is not None and position < self.asked + told.question:
+            return True
         stride, near = told.stride, NEAR
         while position >= near and stride < told.piece:
             stride, near = 2 * stride, 2 * near
-        return min(coarse, (position // stride + 1) * stride)
-
-    def rehearsed(self, position: int) -> bool:
-        """Whether the token at a position is read twice.
-
-        >>> points = Points(RecallSettings(question=2), 203)
-        >>> [at for at in range(300) if points.rehearsed(at)]
-        [203, 204]
-        """
-        told = self.settings
-        return told.step == 1 and self.asked is not None and 0 <= position - self.asked < told.question
+        return position % stride == 0
 
     def due(self, length: int) -> bool:
-        """Whether a text of so many tokens is ranked there."""
-        return self.after(length - 1) == length
+        """Whether a text of so many tokens is ranked there, by its last ones.
+
+        >>> points = Points(RecallSettings(piece=100), 203)
+        >>> [at for at in range(1, 500) if points.due(at)]
+        [100, 200]
+        """
+        return length % self.settings.piece == 0 and not self.asks(length)
+
+    def changes(self, position: int) -> int:
+        """How many tokens are read when something else may be brought back than for the one at a position.
+
+        >>> points = Points(RecallSettings(piece=100), 203)
+        >>> [points.changes(at) for at in (0, 99, 100, 200, 203)]
+        [100, 100, 200, 204, 205]
+        """
+        coarse = (position // self.settings.piece + 1) * self.settings.piece
+        return coarse if self.due(coarse) or self.asked is None else max(position, self.asked) + 1 + self.asks(position)
 
     def sizes(self, position: int, count: int) -> list[int]:
         """How many of `count` tokens from a position on are read at a time.
 
-        >>> Points(RecallSettings(piece=100, question=6, step=3, stride=2), 203).sizes(90, 122)
-        [10, 100, 3, 1, 3, 3, 2]
+        >>> Points(RecallSettings(piece=100), 203).sizes(90, 116)
+        [10, 100, 3, 1, 1, 1]
         """
         found, at, end = [], position, position + count
         while at < end:
-            point = min(self.after(at), end)
+            point = at + 1 if self.asks(at) else min((at // self.settings.piece + 1) * self.settings.piece, end)
+            if self.asked is not None and at < self.asked:
+                point = min(point, self.asked)
             found.append(point - at)
             at = point
         return found

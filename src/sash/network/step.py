@@ -64,6 +64,8 @@ class Step:
             done = cache.lengths[span.row]
             if done != span.position:
                 raise UsageError(f"row {span.row} has read {done} tokens: {span.position} is not its next position")
+        if cache.recall is not None:
+            cache.recall.before(batch.spans)
         guesses = {span: cache.drafts.place(span) for span in batch.spans if span.drafted}
         for pattern, store in cache.stores.items():
             self.placements[pattern] = tuple(
@@ -100,6 +102,8 @@ class Step:
             if isinstance(store, RingStore) and store.tap is not None:
                 store.tap.open(self._batch.spans, self._dtype)
                 store.tap.take(slot, q_THK)
+                if self._cache.recall is not None:
+                    self._cache.recall.look(store, slot, self._batch.spans)
             self._write(layer.pattern, store, slot, kept, single=True)
             if self._cache.rounds:  # a token's key is the same number in its own step as in its slot
                 k_GTK, v_GTK = (vectors.to(self._dtype) for vectors in kept)
