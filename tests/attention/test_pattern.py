@@ -330,6 +330,8 @@ def test_reach_is_layers_times_window_minus_one():
         ({"pins": 2}, PinsError, "full pattern"),
         ({"window": 5, "pins": 1, "causal": False}, PinsError, "causal"),
         ({"window": 4, "pins": 5}, PinsError, "at most 4"),
+        ({"window": 4, "pin_reach": 9}, PinsError, "needs pins"),
+        ({"window": 4, "pins": 1, "pin_reach": 3}, PinsError, "reach of 3"),
     ],
 )
 def test_a_pattern_that_cannot_be_is_refused(fields: dict[str, object], error: type[Exception], says: str):

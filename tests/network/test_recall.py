@@ -64,6 +64,21 @@ def test_with_room_for_all_it_is_full_attention(sizes, asked):
     assert torch.allclose(without[:W], wanted[:W], atol=2e-4)
 
 
+@pytest.mark.parametrize("asked", [LENGTH, 30])
+def test_pins_of_a_forced_window_stand_where_they_do_in_full_attention(asked):
+    """So a window whose beginning is pinned is full attention too, where there is room for all the rest."""
+    full = small_decoder(small_config([AttentionPattern()] * 3, context=LENGTH))
+    config = recalling(full.config.with_window(W), RecallSettings(block=1), LENGTH)
+    assert {(pattern.pins, pattern.pin_reach) for pattern in config.patterns} == {(1, LENGTH - 1)}
+    got, _ = read(full.with_config(config), EACH, [1] * 20 + [LENGTH - 20], asked=asked)
+    assert torch.allclose(got, full(Batch.pack([IDS])), atol=2e-4)
+    near = replace(
+        config, layers=tuple(replace(one, pattern=replace(one.pattern, pin_reach=None)) for one in config.layers)
+    )
+    other, _ = read(full.with_config(near), EACH, [1] * 20 + [LENGTH - 20], asked=asked)
+    assert not torch.allclose(got[W + 2 :], other[W + 2 :], atol=0.01)
+
+
 def check_both_ways(kv: str, **sizes: int) -> None:
     """Kernels and torch choose and bring the same, between steps and within layers."""
     network = native_pair(**sizes)[0]
@@ -349,10 +364,11 @@ def test_a_row_that_was_taken_back_is_ranked_with_its_next_step(asked):
 
 
 def test_which_layers_recall_and_what_they_pin():
-    mixed = small_config([AttentionPattern(window=8), AttentionPattern(), AttentionPattern(window=40)])
+    mixed = small_config([AttentionPattern(window=8), AttentionPattern(), AttentionPattern(window=48)], context=64)
     forced = recalling(mixed.with_window(32), RecallSettings(block=8))
     assert [pattern.annex for pattern in forced.patterns] == [0, 24, 24]
     assert [pattern.pins for pattern in forced.patterns] == [0, 8, 8]
+    assert [pattern.pin_reach for pattern in forced.patterns] == [None, 56, 40]  # as far as they were trained
     own = recalling(mixed, RecallSettings(block=4), budget=10, layers=[0])
     assert [(pattern.annex, pattern.pins) for pattern in own.patterns] == [(8, 4), (0, 0), (0, 4)]
     full = small_config([AttentionPattern()])

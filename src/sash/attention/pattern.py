@@ -80,6 +80,8 @@ class AttentionPattern:
         causal: whether a query sees only keys at its own position and before.
         annex: slots beside ring and pins for keys that are brought in between steps, from outside of the window
             (`sash.network.annex`); every later query sees those that are filled.
+        pin_reach: how far from the last pin queries are rotated at most against pins; None for as far as the window
+            could be. More only where the model was trained to see farther than its window, which was forced on it.
     """
 
     window: int | None = None
@@ -90,6 +92,7 @@ class AttentionPattern:
     causal: bool = True
     annex: int = 0
     global_reach: int | None = None
+    pin_reach: int | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
@@ -106,6 +109,8 @@ class AttentionPattern:
             raise ConfigError(f"pin_by is 'first' or 'flag'; got {self.pin_by!r}")
         if self.pins < 0:
             raise PinsError(f"pins counts tokens, so it is 0 or more; got {self.pins}")
+        if self.pin_reach is not None and (not self.pins or self.pin_reach <= (self.reach_back or 0)):
+            raise PinsError(f"a reach of {self.pin_reach} to pins has to be larger than the window's, and needs pins")
         if self.pins and self.window is None:
             raise PinsError("pins hold tokens back from sliding out, and a full pattern lets none slide out")
         if self.pins and not self.causal:
@@ -190,12 +195,15 @@ class AttentionPattern:
         As long as the last pin is within the window, all is as it was; from then on the pins keep the distance that
         they had at that moment, so that rotary embedding never sees a distance that the model was not trained on.
         For the first n positions this is StreamingLLM's re-indexing inside the cache (arXiv 2309.17453, section 3.2).
+        A pattern with a `pin_reach` keeps true distances as far as that.
 
         >>> pattern = AttentionPattern(window=8, pins=2)
         >>> [pattern.clamp(position, last_pin=1) for position in (3, 9, 1000)]
         [3, 9, 9]
+        >>> AttentionPattern(window=8, pins=2, pin_reach=500).clamp(1000, last_pin=1)
+        501
         """
-        limit = last_pin + (self.reach_back or 0) + 1
+        limit = last_pin + ((self.reach_back or 0) + 1 if self.pin_reach is None else self.pin_reach)
         farther = position > limit
         return position * (1 - farther) + limit * farther if isinstance(position, int) else position.minimum(limit)
 

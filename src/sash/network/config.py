@@ -240,6 +240,7 @@ class ModelConfig:
                 annex=annex,
                 global_tokens=layer.pattern.global_tokens and not layer.pattern.holds_global,
                 global_reach=None,
+                pin_reach=None,
             )
             layers.append(replace(layer, pattern=pattern))
         if pins and all(layer.pattern.window is None for layer in layers):

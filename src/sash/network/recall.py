@@ -40,6 +40,8 @@ def recalling(
 ) -> ModelConfig:
     """A model with annexes for what is brought back, and with its beginning pinned where windows were forced on it.
 
+    Such pins are met at their true distances, as what is brought back is.
+
     Args:
         config: the model.
         settings: blocks are as large as these say.
@@ -54,13 +56,16 @@ def recalling(
     chosen = set(forced if layers is None else layers)
     if not chosen or not chosen <= set(windowed):
         raise UsageError("only layers with a window lose anything that could be brought back: add --window N")
-    changed = []
+    changed, trained = [], config.trained_windows or config.windows
     for at, layer in enumerate(config.layers):
         pattern, annex = layer.pattern, 0
         if at in forced or at in chosen:
             window = pattern.window or 0
             if not pattern.pins and not pattern.global_tokens and settings.block <= window:
                 pattern = replace(pattern, pins=settings.block, pin_by="first")
+            farthest = trained[at] or config.context  # true distances up to there, as of what is brought back
+            if pattern.pins and not pattern.global_tokens and farthest > window + pattern.pins:
+                pattern = replace(pattern, pin_reach=farthest - pattern.pins)
             annex = (window - pattern.pins if budget is None else budget) // settings.block * settings.block
             if at in chosen and annex < settings.block:
                 raise UsageError(f"a block of {settings.block} tokens does not fit the slots that recall may take")
