@@ -53,10 +53,11 @@ class Variants(Reader):
     def with_recall(self, budget: int | None = None, *, layers: Collection[int] | None = None, **settings: int) -> Self:
         """This model over the same weights, where what slid out of the window is brought back when it is wanted.
 
-        All keys and values are kept in a log on the host. Every few tokens the blocks that the last queries want most
-        are put beside the window for the next ones; see `sash.network.recall`. Prompts are read in pieces, so that what
-        is brought back follows what is read; the last tokens of what is fed are taken for a question and read one at
-        a time. Layers that recall hold the beginning of the text too, if the model pins nothing else.
+        All keys and values are kept in a log on the host, and the blocks that are wanted most are put beside the
+        window; see `sash.network.recall`. Prompts are read in pieces, so that what is brought back follows what is
+        read; the last tokens of what is fed are taken for a question and read one at a time, and each of them, and of
+        the answer, looks for itself. Layers that recall hold the beginning of the text too, if the model pins nothing
+        else.
 
         Args:
             budget: slots of a layer for what is brought back; by default as many as window and pins leave of twice

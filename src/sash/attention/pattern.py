@@ -24,7 +24,7 @@ class TokenMeta:
         sequence: which sequence (document, row) the token belongs to; tokens of two sequences never see each other.
         pinned: flagged to stay visible to all later queries; only read by patterns with `pin_by="flag"`.
         is_global: flagged as a global token (Longformer); only read by patterns with `global_tokens`.
-        annexed: brought beside the window between two steps, at the position that it stands for; only read by patterns
+        annexed: brought beside the window from outside of it, at the position that it stands for; only read by patterns
             with an `annex`. No token of a text is by itself.
     """
 
@@ -78,7 +78,7 @@ class AttentionPattern:
             pinned or global it sees from anywhere.
         dilation: distance between neighbouring keys of the window (Longformer, figure 2c); 1 for none.
         causal: whether a query sees only keys at its own position and before.
-        annex: slots beside ring and pins for keys that are brought in between steps, from outside of the window
+        annex: slots beside ring and pins for keys that are brought in from outside of the window
             (`sash.network.annex`); every later query sees those that are filled.
         pin_reach: how far from the last pin queries are rotated at most against pins; None for as far as the window
             could be. More only where the model was trained to see farther than its window, which was forced on it.

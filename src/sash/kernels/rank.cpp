@@ -1,4 +1,4 @@
-// Which blocks of keys outside of the window the last queries want most.
+// Which blocks of keys outside of the window queries want most.
 #include <algorithm>
 #include <cfloat>
 #include <cstring>

@@ -1,4 +1,4 @@
-"""Slots beside a ring that are filled between steps with keys from outside of its window.
+"""Slots beside a ring that are filled with keys from outside of its window: between steps, or before a layer attends.
 
 What is in them is the business of who fills them: tokens that left the window and are recalled, say, or keys that each
 stand for several tokens. Attention sees the filled slots as one more run of keys without a mask, at the queries' own

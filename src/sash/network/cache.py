@@ -44,7 +44,7 @@ class KVCache:
         stores: of each pattern, the slots of its layers.
         drafts: guessed tokens that wait to be accepted.
         summaries: of what left the windows; None where the model has none.
-        recall: what brings evicted blocks back between steps; None for nothing.
+        recall: what brings evicted blocks back; None for nothing.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class KVCache:
             on_demand: make the rings of a row when it is first used, and free them when it is wiped.
             log: keep what leaves the rings of windowed layers, in blocks on the host: all of it (True), as much as so
                 many bytes hold, or what a room allows. Rows can then go back to any position that it has.
-            recall: fill the annexes that the model's patterns have with what the last queries want of the log, which
+            recall: fill the annexes that the model's patterns have with what queries want of the log, which
                 is then kept.
 
         Raises:

@@ -1,6 +1,6 @@
 """The queries that the last tokens of each sequence asked, kept from one step to the next.
 
-Whoever brings something back between steps ranks it by them. They are as they met the keys: rotated, and mixed where
+Whoever brings something back ranks it by them. They are as they met the keys: rotated, and mixed where
 the cache mixes keys. Tokens count as the last ones however they were cut into steps.
 
 Shape suffixes: L layers, N tokens, H query heads, K head dimension.

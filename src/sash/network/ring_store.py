@@ -41,7 +41,7 @@ class RingStore:
         reach: how many tokens before a token it sees besides the pins: one less than there are slots.
         log: all tokens of every row; None where none is kept.
         ring, pins: [2 (keys, values), layers, rows, G, S] vectors of all rows; of none where rows are made on demand.
-        annex: slots that are filled between steps; None where the pattern has none.
+        annex: slots that are filled with keys from outside of the window; None where the pattern has none.
         tap: keeps what the last tokens of each step ask; None, and nothing is kept, until somebody puts one there.
     """
 
