@@ -65,7 +65,7 @@ class Variants(Reader):
             layers: which layers recall, counted from 0; by default those that `calibrate_recall` has found for these
                 weights, and else those whose window was forced on them, or all with a window if none was.
             **settings: fields of `sash.network.recall_points.RecallSettings`: block, piece, queries, question,
-                candidates, stride.
+                candidates, shared, stride.
 
         Raises:
             UsageError: settings that cannot be, or layers without a window.

@@ -99,7 +99,7 @@ def check_both_ways(kv: str, **sizes: int) -> None:
     for block in (1, 4):
         for context in (0, 40):
             check_lookups(
-                kv, RecallSettings(block=block, piece=9, question=5, candidates=3, stride=4), context, **sizes
+                kv, RecallSettings(block=block, piece=9, question=5, candidates=3, shared=2, stride=4), context, **sizes
             )
 
 
@@ -113,16 +113,19 @@ def check_lookups(kv: str, settings: RecallSettings, context: int, **sizes: int)
     _, cache = read(network, settings, [LENGTH - 20], kv=kv, dtype=torch.bfloat16, asked=LENGTH - 15)
     (part,), store, points = cache.recall._parts, store_of(cache), cache.recall._points_of(1)
     assert part._natively
-    changes = set()
+    changes, past = set(), torch.zeros(1, dtype=torch.int64)
     for at in range(LENGTH - 20, LENGTH):
         network(Batch.pack([[IDS[at]]], [at], [1]), cache)
         found, tags_LGC, every = part._lookups[1], store.annex.tags[1].clone(), points.ranks_all(at)
         told = replace(found, candidates_LGM=torch.full_like(found.candidates_LGM, -1)) if every else found
+        most_S = torch.bincount(past.flatten()).sort(descending=True, stable=True).indices[:2]
+        assert torch.equal(found.shared_S[: len(most_S)], most_S) or every
         for layer in range(store.layout.n_layers):
             stretches = [stretch.of_layer(layer) for stretch in found.stretches]
             worth_GMB = part._worth(store.tap.of(1)[layer : layer + 1, -1:], stretches)[0] * part._scale
             chosen_GC = told.choose(layer, worth_GMB, ranks_all=every)
             assert torch.equal((tags_LGC[layer] & BLOCK).sort(-1).values - found.first, chosen_GC)
+        past = (tags_LGC & BLOCK) - found.first if every else past
         assert torch.equal(told.candidates_LGM, found.candidates_LGM)
         changes.add((every, tuple(tags_LGC.flatten().tolist())))
         natively = store.slots(1, "annex")[:].to(torch.float32)
@@ -291,7 +294,7 @@ def test_rows_forks_and_wiping():
 def test_a_token_of_the_question_sees_what_it_asks_for_itself():
     """In each layer what stands there is what this very token wants most; of the answer, of what was wanted last."""
     decoder = small_decoder(small_config([AttentionPattern(window=W, annex=6)] * 2))
-    settings = RecallSettings(block=2, piece=50, question=3, queries=1, candidates=4, stride=7)
+    settings = RecallSettings(block=2, piece=50, question=3, queries=1, candidates=4, shared=0, stride=7)
     _, cache = read(decoder, settings, [50], asked=54)
     store, past = store_of(cache), []
     assert cache.recall.shown(1, 49, 50) is not None

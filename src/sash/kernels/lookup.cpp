@@ -5,6 +5,7 @@
 #include <cfloat>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "step_frame.h"
@@ -28,7 +29,7 @@ void take_head(const char* from, const float* scale, int64_t head_dim, float* ou
 }
 
 // The blocks that are ranked: all, or candidates, each a part of its own.
-void list_parts(const Lookup& l, int64_t layer, int64_t head, const int64_t* candidates, int64_t key_bytes,
+void list_parts(const Lookup& l, int64_t layer, int64_t head, const std::vector<int64_t>* candidates, int64_t key_bytes,
                 std::vector<RankedKeys>& parts) {
   parts.clear();
   const auto add = [&](const RankedStretch& s, int64_t at, int64_t first, int64_t n_blocks) {
@@ -40,9 +41,10 @@ void list_parts(const Lookup& l, int64_t layer, int64_t head, const int64_t* can
     for (const RankedStretch& s : l.stretches) add(s, 0, s.first, s.n_blocks);
     return;
   }
-  for (int64_t i = 0; i < l.n_candidates; ++i) {
-    const RankedStretch& s = l.stretch_of(candidates[i]);
-    add(s, candidates[i] - s.first, i, 1);
+  for (size_t i = 0; i < candidates->size(); ++i) {
+    const int64_t block = (*candidates)[i];
+    const RankedStretch& s = l.stretch_of(block);
+    add(s, block - s.first, static_cast<int64_t>(i), 1);
   }
 }
 
@@ -120,10 +122,16 @@ void Stepper::look_up(Team& team, const Layer& layer, const Frame& frame, int64_
   const int64_t key_bytes = a.head_dim * (frame.plan->int8_kv ? 1 : 2);
   int64_t* const candidates = l.candidates + unit * l.n_candidates;
   const bool whole = l.whole || candidates[0] < 0;
-  const int64_t n = whole ? l.n_blocks : l.n_candidates, stride = (n + 15) / 16 * 16;
+  if (!whole) {
+    own.blocks.assign(candidates, candidates + l.n_candidates);
+    std::copy_if(l.shared, l.shared + l.n_shared, std::back_inserter(own.blocks), [](int64_t block) { return block >= 0; });
+    std::sort(own.blocks.begin(), own.blocks.end());
+    own.blocks.erase(std::unique(own.blocks.begin(), own.blocks.end()), own.blocks.end());
+  }
+  const int64_t n = whole ? l.n_blocks : static_cast<int64_t>(own.blocks.size()), stride = (n + 15) / 16 * 16;
   own.products.resize(static_cast<size_t>(n_rows * stride));
   own.shares.resize(static_cast<size_t>(stride));
-  list_parts(l, a.layer_in_store, head, whole ? nullptr : candidates, key_bytes, own.parts);
+  list_parts(l, a.layer_in_store, head, whole ? nullptr : &own.blocks, key_bytes, own.parts);
   table_.rank_blocks({frame.q + (head * frame.n_tokens + span.start) * n_rows * a.head_dim, n_rows, a.head_dim,
                       own.parts.data(), static_cast<int64_t>(own.parts.size()), key_bytes, l.block,
                       own.products.data(), stride});
@@ -139,15 +147,15 @@ void Stepper::look_up(Team& team, const Layer& layer, const Frame& frame, int64_
     order_blocks(own.shares.data(), n, l.n_candidates, own.order);
     std::copy_n(own.order.begin(), l.n_candidates, candidates);
     std::sort(candidates, candidates + l.n_candidates);
-    for (int64_t i = 0; i < l.n_candidates; ++i)
-      own.shares[static_cast<size_t>(i)] = own.shares[static_cast<size_t>(candidates[i])];
+    own.blocks.assign(candidates, candidates + l.n_candidates);
+    for (size_t i = 0; i < own.blocks.size(); ++i) own.shares[i] = own.shares[static_cast<size_t>(own.blocks[i])];
   }
-  order_blocks(own.shares.data(), l.n_candidates, l.n_chosen, own.order);
+  order_blocks(own.shares.data(), static_cast<int64_t>(own.blocks.size()), l.n_chosen, own.order);
   std::sort(own.order.begin(), own.order.begin() + l.n_chosen);
 
   own.wanted.clear();
   for (int64_t i = 0; i < l.n_chosen; ++i)
-    own.wanted.push_back(l.tag(a.layer_in_store, candidates[own.order[static_cast<size_t>(i)]]));
+    own.wanted.push_back(l.tag(a.layer_in_store, own.blocks[static_cast<size_t>(own.order[static_cast<size_t>(i)])]));
   bring(layer, frame, span, head, own);
 }
 

@@ -141,12 +141,13 @@ void bind_plan(nb::module_& module) {
            })
       .def("add_lookup",
            [](Plan& plan, const std::vector<int64_t>& sizes, bool whole, const std::vector<int64_t>& left_out,
-              int64_t n_stretches, uintptr_t table, uintptr_t tags, uintptr_t candidates, int64_t length,
+              int64_t n_stretches, uintptr_t table, uintptr_t tags, uintptr_t candidates, uintptr_t shared, int64_t length,
               uintptr_t limits, uintptr_t strides, uintptr_t frequencies) {
              KindPlan& kind = plan.kinds.back();
              kind.spans.back().lookup = std::make_shared<const Lookup>(
                  Lookup{stretches_of(at<const int64_t>(table), n_stretches), sizes.at(0), sizes.at(1), sizes.at(2),
-                        sizes.at(3), sizes.at(4), whole, left_out, at<int64_t>(tags), at<int64_t>(candidates), length,
+                        sizes.at(3), sizes.at(4), sizes.at(5), whole, left_out, at<int64_t>(tags),
+                        at<int64_t>(candidates), at<const int64_t>(shared), length,
                         at<const int64_t>(limits), at<const int64_t>(strides), at<const double* const>(frequencies)});
              kind.looks_up = true;
            })

@@ -38,6 +38,8 @@ class Lookup:
         left_out: blocks that are never chosen: what they hold is pinned.
         count: blocks that every head chooses.
         candidates_LGM: the blocks of each head that did best, ascending; -1 where nothing has ranked yet.
+        shared_S: the blocks that most heads of all layers chose then, candidates of every head: what was found in some
+            is looked for in others a token later. -1 for none.
     """
 
     first: int
@@ -46,6 +48,7 @@ class Lookup:
     left_out: tuple[int, ...]
     count: int
     candidates_LGM: Tensor
+    shared_S: Tensor
 
     @property
     def n_blocks(self) -> int:
@@ -54,7 +57,13 @@ class Lookup:
 
     def copy(self) -> Lookup:
         """Another one, whose candidates change by themselves."""
-        return replace(self, candidates_LGM=self.candidates_LGM.clone())
+        return replace(self, candidates_LGM=self.candidates_LGM.clone(), shared_S=self.shared_S.clone())
+
+    def share(self, chosen_LGC: Tensor) -> None:
+        """Note what most heads have chosen, once all layers have; the first ones of equals."""
+        counts_B = torch.bincount(chosen_LGC.flatten(), minlength=self.n_blocks)
+        n = min(len(self.shared_S), len(counts_B))
+        self.shared_S[:n] = counts_B.sort(descending=True, stable=True).indices[:n]
 
     def choose(self, layer: int, worth_GMB: Tensor, *, ranks_all: bool) -> Tensor:
         """The blocks that get most of the attention to what is out of sight, [G, C] ascending: twin of lookup.cpp.
@@ -69,9 +78,9 @@ class Lookup:
             best_GB = best_share(worth_GMB, self.left_out)
             candidates_GM.copy_(best_GB.topk(candidates_GM.shape[-1], -1, sorted=False).indices.sort(-1).values)
         else:
-            index_GMB = candidates_GM.unsqueeze(1).expand(-1, worth_GMB.shape[1], -1)
-            best_GB = torch.full_like(worth_GMB[:, 0], -torch.inf)
-            best_GB.scatter_(-1, candidates_GM, best_share(worth_GMB.gather(-1, index_GMB)))
+            others_GB = torch.ones_like(worth_GMB[:, 0], dtype=torch.bool).scatter_(-1, candidates_GM, value=False)
+            others_GB[:, self.shared_S[self.shared_S >= 0]] = False
+            best_GB = best_share(worth_GMB.masked_fill(others_GB.unsqueeze(1), -torch.inf))
         return best_GB.topk(self.count, -1, sorted=False).indices.sort(-1).values
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sash.attention.pattern import AttentionPattern
 from sash.kernels import native
-from sash.network.clamped_keys import ClampedKeys
+from sash.network.clamped_keys import BLOCK, ClampedKeys
 from sash.network.config import ModelConfig
 from sash.network.lookup import Lookup, Stretch, best_share, table_of
 from sash.network.query_tap import QueryTap
@@ -65,6 +65,10 @@ class RecallPart:
             found = self._lookup(row, length)
             if found is not None:
                 self._lookups[row] = found
+            return
+        found, tags_LGC = self._lookups[row], self._tags(row)
+        if tags_LGC is not None and len(found.shared_S) and int(found.shared_S[0]) < 0 <= int(tags_LGC.min()):
+            found.share((tags_LGC & BLOCK) - found.first)
 
     def look(self, row: int, length: int, layer: int, *, ranks_all: bool) -> None:
         """Bring back what the last token of a row wants in one layer of the store; it was opened."""
@@ -77,21 +81,19 @@ class RecallPart:
 
     def add_to(self, plan: Any, row: int, length: int, *, ranks_all: bool) -> None:
         """Tell a native plan's last span that it looks up; it was opened."""
-        found, annex = self._lookups.get(row), self.store.annex
-        if found is None or annex is None:
-            return
-        tags_LGC = annex.tags[row]
-        if tags_LGC is None:
+        found, tags_LGC = self._lookups.get(row), self._tags(row)
+        if found is None or tags_LGC is None:
             return
         candidates = found.candidates_LGM.shape[-1]
         plan.add_lookup(
-            [found.first, found.n_blocks, self._settings.block, found.count, candidates],
+            [found.first, found.n_blocks, self._settings.block, found.count, candidates, len(found.shared_S)],
             ranks_all,
             found.left_out,
             len(found.stretches),
             found.table.data_ptr(),
             tags_LGC.data_ptr(),
             found.candidates_LGM.data_ptr(),
+            found.shared_S.data_ptr(),
             length,
             *self._clamped.addresses(length, found.first),
         )
@@ -122,16 +124,19 @@ class RecallPart:
 
     def tags(self, row: int) -> Tensor | None:
         """What lies in the annex of a row, as of now; None for nothing."""
-        annex = self.store.annex
-        tags_LGC = None if annex is None or not annex.count(row) else annex.tags[row]
+        tags_LGC = self._tags(row)
         return None if tags_LGC is None else tags_LGC.clone()
+
+    def _tags(self, row: int) -> Tensor | None:
+        annex = self.store.annex
+        return None if annex is None or not annex.count(row) else annex.tags[row]
 
     def runs(self, tags_LGC: Tensor | None) -> list[list[range]]:
         """Of each layer, the tokens that tags tell of."""
         size = self._settings.block
         if tags_LGC is None:
             return [[] for _ in range(self.store.layout.n_layers)]
-        blocks_LB = [sorted(set((tags_GC & 0xFFFFFFFF).flatten().tolist())) for tags_GC in tags_LGC]
+        blocks_LB = [sorted(set((tags_GC & BLOCK).flatten().tolist())) for tags_GC in tags_LGC]
         return [[range(at * size, (at + 1) * size) for at in blocks] for blocks in blocks_LB]
 
     def _lookup(self, row: int, length: int) -> Lookup | None:
@@ -161,7 +166,8 @@ class RecallPart:
         n_candidates = min(max(self._settings.candidates, count), n_blocks - len(pinned))
         candidates_LGM = torch.full((*shape, n_candidates), -1, dtype=torch.int64)
         table = table_of(stretches, self.store.layout.head_dim)
-        return Lookup(first, tuple(stretches), table, tuple(pinned), count, candidates_LGM)
+        shared_S = torch.full((self._settings.shared,), -1, dtype=torch.int64)
+        return Lookup(first, tuple(stretches), table, tuple(pinned), count, candidates_LGM, shared_S)
 
     def _out_of_sight(self, row: int, length: int) -> tuple[int, list[Stretch]]:
         """The first block that the next token does not see, and all of them as they lie."""

@@ -27,6 +27,7 @@ class RecallSettings:
         queries: of such a piece, how many last tokens' queries are ranked by.
         question: how many of the last tokens of a text are taken for the question about it.
         candidates: of an answer, blocks that a token ranks which does not rank all: at least those that it can have.
+        shared: as many blocks that most heads wanted when all were ranked, which all others rank besides.
         stride: of an answer to a text that is not long, tokens from one that ranks all to the next.
     """
 
@@ -34,13 +35,14 @@ class RecallSettings:
     piece: int = 128
     queries: int = 4
     question: int = 32
-    candidates: int = 32
+    candidates: int = 16
+    shared: int = 24
     stride: int = 8
 
     def __post_init__(self) -> None:
         if self.block < 1 or LOG_BLOCK % self.block:
             raise UsageError(f"blocks of {self.block} tokens do not divide {LOG_BLOCK}: use 8, 16, 32 or 64")
-        if min(self.piece, self.stride, self.queries, self.candidates) < 1 or self.question < 0:
+        if min(self.piece, self.stride, self.queries, self.candidates) < 1 or min(self.question, self.shared) < 0:
             raise UsageError(
                 "pieces and strides of a text have 1 token or more, and 1 query or more ranks 1 block or more"
             )
