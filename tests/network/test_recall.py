@@ -294,7 +294,7 @@ def test_rows_forks_and_wiping():
 def test_a_token_of_the_question_sees_what_it_asks_for_itself():
     """In each layer what stands there is what this very token wants most; of the answer, of what was wanted last."""
     decoder = small_decoder(small_config([AttentionPattern(window=W, annex=6)] * 2))
-    settings = RecallSettings(block=2, piece=50, question=3, queries=1, candidates=4, shared=0, stride=7)
+    settings = RecallSettings(block=2, piece=50, question=3, queries=1, candidates=6, shared=0, stride=7)
     _, cache = read(decoder, settings, [50], asked=54)
     store, past = store_of(cache), []
     assert cache.recall.shown(1, 49, 50) is not None
@@ -315,7 +315,7 @@ def test_a_token_of_the_question_sees_what_it_asks_for_itself():
         wanted = [set(of.log_softmax(-1).amax(0).topk(3).indices.tolist()) for of in best]
         if at in (51, 52, 53, 56):
             assert got == wanted, at
-            past = [of.log_softmax(-1).amax(0).topk(4).indices.sort().values for of in best]
+            past = [of.log_softmax(-1).amax(0).topk(6).indices.sort().values for of in best]
         elif at > 53:
             among = [of[:, some].log_softmax(-1).amax(0).topk(3).indices for of, some in zip(best, past, strict=True)]
             assert got == [set(some[one].tolist()) for some, one in zip(past, among, strict=True)]

@@ -163,10 +163,11 @@ class RecallPart:
                 new_LGC[..., :kept] = held_LGC[..., :kept]
         annex.slots(row)
         annex.show(row, count * size)
-        n_candidates = min(max(self._settings.candidates, count), n_blocks - len(pinned))
+        n_candidates = min(max(self._settings.candidates, 2 * count), n_blocks - len(pinned))
         candidates_LGM = torch.full((*shape, n_candidates), -1, dtype=torch.int64)
         table = table_of(stretches, self.store.layout.head_dim)
-        shared_S = torch.full((self._settings.shared,), -1, dtype=torch.int64)
+        n_shared = self._settings.shared and max(self._settings.shared, count)
+        shared_S = torch.full((n_shared,), -1, dtype=torch.int64)
         return Lookup(first, tuple(stretches), table, tuple(pinned), count, candidates_LGM, shared_S)
 
     def _out_of_sight(self, row: int, length: int) -> tuple[int, list[Stretch]]:

@@ -26,8 +26,9 @@ class RecallSettings:
         piece: of a text that is read, tokens between two rankings.
         queries: of such a piece, how many last tokens' queries are ranked by.
         question: how many of the last tokens of a text are taken for the question about it.
-        candidates: of an answer, blocks that a token ranks which does not rank all: at least those that it can have.
-        shared: as many blocks that most heads wanted when all were ranked, which all others rank besides.
+        candidates: of an answer, blocks that a token ranks which does not rank all: at least twice those it can have.
+        shared: as many blocks that most heads wanted when all were ranked, which all others rank besides: as many at
+            least as a token can have, or none.
         stride: of an answer to a text that is not long, tokens from one that ranks all to the next.
     """
 
