@@ -321,6 +321,22 @@ def test_a_token_of_the_question_sees_what_it_asks_for_itself():
             assert got == [set(some[one].tolist()) for some, one in zip(past, among, strict=True)]
 
 
+@torch.inference_mode()
+def test_what_is_read_after_an_answer_is_looked_up_by_the_next():
+    """The annex was filled anew in between: candidates of the first answer are none of the second's."""
+    decoder = small_decoder(small_config([AttentionPattern(window=W, annex=12)] * 2))
+    _, cache = read(decoder, RecallSettings(block=2, piece=8, question=0, stride=16), [25, 1], asked=25)
+    (part,) = cache.recall._parts
+    assert part._lookups[1].n_blocks == 5 == part._lookups[1].count
+    cache.ask(1, 51)
+    decoder(Batch.pack([IDS[26:51]], [26], [1]), cache)
+    assert not part._lookups
+    assert store_of(cache).annex.tags[1].shape[-1] == 6
+    decoder(Batch.pack([IDS[51:52]], [51], [1]), cache)
+    assert (part._lookups[1].n_blocks, part._lookups[1].count) == ((51 - W + 1) // 2, 6)
+    assert int(part._lookups[1].candidates_LGM.min()) >= 0
+
+
 @needs_native
 @pytest.mark.parametrize(("kv", "question"), [("auto", 9), ("int8", 1)])
 @torch.inference_mode()

@@ -52,6 +52,7 @@ class RecallPart:
 
     def refresh(self, row: int, length: int) -> None:
         """Rank what a row of `length` tokens has out of sight by its last ones' queries; bring back the best."""
+        self.forget(row)  # its annex is another one from here on
         queries_LNHK, found = self.tap.of(row), self._lookup(row, length)
         if queries_LNHK is None or found is None:
             return
