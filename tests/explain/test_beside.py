@@ -105,9 +105,12 @@ def test_nothing_is_out_where_there_are_summaries_and_all_of_it_has_influence(ch
     assert (view.direct, view.summarised, view.relayed, view.out_of_reach) == (4, 20, 0, 0)
 
 
-def test_what_recall_has_brought_back_is_told_by_whoever_ran():
-    lm = LM(small_decoder(small_config([AttentionPattern(window=16)] * 2)), ByteTokenizer(), chunk=16)
+@pytest.mark.parametrize("forced", [False, True])
+def test_what_recall_has_brought_back_is_told_by_whoever_ran(forced):
+    config = small_config([AttentionPattern(window=None if forced else 16)] * 2, context=200)
+    lm = LM(small_decoder(config), ByteTokenizer(), chunk=16).with_window(16)
     lm = lm.with_recall(16, block=8, piece=8, question=4)
+    assert {pattern.pin_reach for pattern in lm.config.patterns} == {192 if forced else None}
     session = lm.session()
     session.feed([(7 * at + at * at) % 50 for at in range(90)])
     parts = [(str(at), range(at, at + 8)) for at in range(8, 72, 8)]

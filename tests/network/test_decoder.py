@@ -34,7 +34,8 @@ def patterns(draw: st.DrawFn) -> list[AttentionPattern]:
         window = draw(st.integers(1, 9))
         dilation = draw(st.sampled_from([1, 1, 1, 2, 3]))
         pins = draw(st.integers(0, min(window, 4)))
-        layers.append(AttentionPattern(window=window, pins=pins, dilation=dilation))
+        far = (window - 1) * dilation + draw(st.integers(1, 20)) if pins and draw(st.booleans()) else None
+        layers.append(AttentionPattern(window=window, pins=pins, dilation=dilation, pin_reach=far))
     return layers
 
 

@@ -80,8 +80,8 @@ class AttentionPattern:
         causal: whether a query sees only keys at its own position and before.
         annex: slots beside ring and pins for keys that are brought in from outside of the window
             (`sash.network.annex`); every later query sees those that are filled.
-        pin_reach: how far from the last pin queries are rotated at most against pins; None for as far as the window
-            could be. More only where the model was trained to see farther than its window, which was forced on it.
+        pin_reach: how far from the last pin queries are rotated at most against pins, where a window was forced on a
+            layer that was trained to see farther; None for as far as the window could be.
     """
 
     window: int | None = None
@@ -109,8 +109,8 @@ class AttentionPattern:
             raise ConfigError(f"pin_by is 'first' or 'flag'; got {self.pin_by!r}")
         if self.pins < 0:
             raise PinsError(f"pins counts tokens, so it is 0 or more; got {self.pins}")
-        if self.pin_reach is not None and (not self.pins or self.pin_reach <= (self.reach_back or 0)):
-            raise PinsError(f"a reach of {self.pin_reach} to pins has to be larger than the window's, and needs pins")
+        if self.pin_reach is not None and self.pins and self.pin_reach <= (self.reach_back or 0):
+            raise PinsError(f"a reach of {self.pin_reach} to pins has to be larger than the window's")
         if self.pins and self.window is None:
             raise PinsError("pins hold tokens back from sliding out, and a full pattern lets none slide out")
         if self.pins and not self.causal:
@@ -194,8 +194,8 @@ class AttentionPattern:
 
         As long as the last pin is within the window, all is as it was; from then on the pins keep the distance that
         they had at that moment, so that rotary embedding never sees a distance that the model was not trained on.
-        For the first n positions this is StreamingLLM's re-indexing inside the cache (arXiv 2309.17453, section 3.2).
-        A pattern with a `pin_reach` keeps true distances as far as that.
+        For the first n positions this is StreamingLLM's re-indexing inside the cache (arXiv 2309.17453, section 3.2);
+        with a `pin_reach` true distances are kept as far as that.
 
         >>> pattern = AttentionPattern(window=8, pins=2)
         >>> [pattern.clamp(position, last_pin=1) for position in (3, 9, 1000)]

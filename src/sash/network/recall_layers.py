@@ -96,7 +96,7 @@ def unforced(config: ModelConfig, length: int) -> ModelConfig:
         replace(
             layer,
             pattern=replace(
-                layer.pattern, window=min(own or length, length), pins=0, pin_by="first", annex=0,
+                layer.pattern, window=min(own or length, length), pins=0, pin_by="first", pin_reach=None, annex=0,
                 global_tokens=False, global_reach=None,
             ),
         )
