@@ -301,7 +301,7 @@ def test_a_token_of_the_question_sees_what_it_asks_for_itself():
     assert cache.recall.shown(1, 51, 50) is None  # what will be there is not known before
     for at in range(50, 58):
         decoder(Batch.pack([[IDS[at]]], [at], [1]), cache)
-        assert (cache.recall.shown(1, at, at + 1) is None) is False
+        assert cache.recall.shown(1, at, at + 1) is not None
         assert cache.recall.shown(1, at - 1, at + 1) is None or at < 51
         end = (at - W + 1) // 2 * 2  # what the token does not see
         (run,) = store.log.held(1, 0, end)

@@ -2,17 +2,17 @@
 #include "lookup.h"
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 #include <cstring>
 #include <iterator>
-#include <utility>
 
 #include "step_frame.h"
 
 namespace sash {
 
 namespace {
+
+const std::vector<int64_t> kNone;
 
 // A kept key or value as floats.
 void take_head(const char* from, const float* scale, int64_t head_dim, float* out) {
@@ -28,23 +28,26 @@ void take_head(const char* from, const float* scale, int64_t head_dim, float* ou
   }
 }
 
+// One block of a layer and head.
+RankedKeys block_of(const Lookup& l, int64_t layer, int64_t head, int64_t index, int64_t key_bytes) {
+  const RankedStretch& s = l.stretch_of(index);
+  const RankedKeys all = s.keys_of(layer, head);
+  const int64_t at = (index - s.first) * l.block;
+  return {all.keys + at * key_bytes, all.scales == nullptr ? nullptr : all.scales + at, index, 1};
+}
+
 // The blocks that are ranked: all, or candidates, each a part of its own.
 void list_parts(const Lookup& l, int64_t layer, int64_t head, const std::vector<int64_t>* candidates, int64_t key_bytes,
                 std::vector<RankedKeys>& parts) {
   parts.clear();
-  const auto add = [&](const RankedStretch& s, int64_t at, int64_t first, int64_t n_blocks) {
-    const char* const keys = s.keys + layer * s.layer_stride + head * s.head_stride;
-    const float* const scales = s.scales == nullptr ? nullptr : s.scales + layer * s.scale_layer_stride + head * s.scale_head_stride;
-    parts.push_back({keys + at * l.block * key_bytes, scales == nullptr ? nullptr : scales + at * l.block, first, n_blocks});
-  };
   if (candidates == nullptr) {
-    for (const RankedStretch& s : l.stretches) add(s, 0, s.first, s.n_blocks);
+    for (const RankedStretch& s : l.stretches) parts.push_back(s.keys_of(layer, head));
     return;
   }
-  for (size_t i = 0; i < candidates->size(); ++i) {
-    const int64_t block = (*candidates)[i];
-    const RankedStretch& s = l.stretch_of(block);
-    add(s, block - s.first, static_cast<int64_t>(i), 1);
+  for (const int64_t block : *candidates) {
+    RankedKeys own = block_of(l, layer, head, block, key_bytes);
+    own.first = static_cast<int64_t>(parts.size());
+    parts.push_back(own);
   }
 }
 
@@ -74,20 +77,18 @@ void Stepper::copy_block(const Layer& layer, const Frame& frame, const SpanPlan&
   const Slots& s = std::find_if(span.held.begin(), span.held.end(), [](const HeldRun& held) {
                      return held.sight == Sight::annex;
                    })->slots;
-  const RankedStretch& from = l.stretch_of(index);
-  const int64_t at = (index - from.first) * l.block, to = place * l.block, bytes = s.token_stride;
-  const char* const keys = from.keys + a.layer_in_store * from.layer_stride + head * from.head_stride + at * bytes;
+  const int64_t to = place * l.block, bytes = s.token_stride;
+  const RankedStretch& stretch = l.stretch_of(index);
+  const RankedKeys from = block_of(l, a.layer_in_store, head, index, bytes);
   const int64_t slot = a.layer_in_store * s.layer_stride + head * s.head_stride + to * bytes;
-  std::memcpy(s.keys + slot, keys, static_cast<size_t>(l.block * bytes));
-  std::memcpy(s.values + slot, keys + from.to_values, static_cast<size_t>(l.block * bytes));
+  std::memcpy(s.keys + slot, from.keys, static_cast<size_t>(l.block * bytes));
+  std::memcpy(s.values + slot, from.keys + stretch.to_values, static_cast<size_t>(l.block * bytes));
   float* key_scales = nullptr;
   if (from.scales != nullptr) {
-    const float* const scales =
-        from.scales + a.layer_in_store * from.scale_layer_stride + head * from.scale_head_stride + at;
     const int64_t scale_slot = a.layer_in_store * s.scale_layer_stride + head * s.scale_head_stride + to;
     key_scales = s.key_scales + scale_slot;
-    std::memcpy(key_scales, scales, static_cast<size_t>(l.block) * 4);
-    std::memcpy(s.value_scales + scale_slot, scales + from.to_value_scales, static_cast<size_t>(l.block) * 4);
+    std::memcpy(key_scales, from.scales, static_cast<size_t>(l.block) * 4);
+    std::memcpy(s.value_scales + scale_slot, from.scales + stretch.to_value_scales, static_cast<size_t>(l.block) * 4);
   }
   if (shift == 0) return;
   const int64_t half = a.head_dim / 2, mixing = frame.plan->mixing;
@@ -135,12 +136,7 @@ void Stepper::look_up(Team& team, const Layer& layer, const Frame& frame, int64_
   table_.rank_blocks({frame.q + (head * frame.n_tokens + span.start) * n_rows * a.head_dim, n_rows, a.head_dim,
                       own.parts.data(), static_cast<int64_t>(own.parts.size()), key_bytes, l.block,
                       own.products.data(), stride});
-  for (int64_t row = 0; row < n_rows; ++row) {
-    float* const products = own.products.data() + row * stride;
-    for (const int64_t block : l.left_out)
-      if (whole) products[block] = -FLT_MAX;
-    std::fill(products + n, products + stride, -FLT_MAX);
-  }
+  leave_out(whole ? l.left_out : kNone, own.products.data(), n_rows, n, stride);
   table_.share_blocks({own.products.data(), n_rows, n, stride, a.scale, own.shares.data()});
 
   if (whole) {

@@ -24,6 +24,13 @@ std::vector<RankedStretch> stretches_of(const int64_t* table, int64_t n_stretche
   return stretches;
 }
 
+void leave_out(const std::vector<int64_t>& blocks, float* products, int64_t n_rows, int64_t n_blocks, int64_t stride) {
+  for (int64_t row = 0; row < n_rows; ++row, products += stride) {
+    for (const int64_t block : blocks) products[block] = -FLT_MAX;
+    std::fill(products + n_blocks, products + stride, -FLT_MAX);
+  }
+}
+
 void order_blocks(const float* share, int64_t n_blocks, int64_t n_chosen, std::vector<int64_t>& order) {
   order.resize(static_cast<size_t>(n_blocks));
   for (int64_t block = 0; block < n_blocks; ++block) order[static_cast<size_t>(block)] = block;
@@ -59,9 +66,7 @@ void Stepper::rank(const Ranking& r, const std::vector<RankedStretch>& stretches
       parts.clear();
       for (int64_t at = claim * n_stretches / n_claims; at < last; ++at) {
         const RankedStretch& s = stretches[static_cast<size_t>(at)];
-        parts.push_back({s.keys + layer * s.layer_stride + head * s.head_stride,
-                         s.scales ? s.scales + layer * s.scale_layer_stride + head * s.scale_head_stride : nullptr,
-                         s.first, s.n_blocks});
+        parts.push_back(s.keys_of(layer, head));
       }
       table_.rank_blocks({q + unit * n_rows * r.head_dim, n_rows, r.head_dim, parts.data(),
                           static_cast<int64_t>(parts.size()), r.token_stride, r.block,
@@ -69,10 +74,7 @@ void Stepper::rank(const Ranking& r, const std::vector<RankedStretch>& stretches
     });
     team.share(n_units, [&](int64_t unit) {
       float* const own = products + unit * n_rows * stride;
-      for (int64_t row = 0; row < n_rows; ++row) {
-        for (const int64_t block : r.left_out) own[row * stride + block] = -FLT_MAX;
-        std::fill(own + row * stride + n_blocks, own + (row + 1) * stride, -FLT_MAX);
-      }
+      leave_out(r.left_out, own, n_rows, n_blocks, stride);
       float* const share = shares + unit * stride;
       table_.share_blocks({own, n_rows, n_blocks, stride, r.scale, share});
       std::vector<int64_t>& order = orders[static_cast<size_t>(team.index())];

@@ -52,10 +52,19 @@ struct RankedStretch {
   int64_t first, n_blocks;
   int64_t layer_stride, head_stride, scale_layer_stride, scale_head_stride;
   int64_t to_values, to_value_scales;
+
+  // All of its keys of one layer and head.
+  RankedKeys keys_of(int64_t layer, int64_t head) const {
+    return {keys + layer * layer_stride + head * head_stride,
+            scales ? scales + layer * scale_layer_stride + head * scale_head_stride : nullptr, first, n_blocks};
+  }
 };
 
 // `n_stretches` rows of a table of nine numbers each, as sash.network.lookup writes them.
 std::vector<RankedStretch> stretches_of(const int64_t* table, int64_t n_stretches);
+
+// Takes blocks out of the ranking, and what is in rows of products behind the last block.
+void leave_out(const std::vector<int64_t>& blocks, float* products, int64_t n_rows, int64_t n_blocks, int64_t stride);
 
 // Puts the blocks with the largest shares to the front of `order`, the first ones of equals.
 void order_blocks(const float* share, int64_t n_blocks, int64_t n_chosen, std::vector<int64_t>& order);

@@ -102,7 +102,7 @@ class Points:
         >>> [points.changes(at) for at in (0, 99, 100, 200, 203)]
         [100, 100, 200, 204, 205]
         """
-        coarse = (position // self.settings.piece + 1) * self.settings.piece
+        coarse = self._piece_end(position)
         return coarse if self.due(coarse) or self.asked is None else max(position, self.asked) + 1 + self.asks(position)
 
     def sizes(self, position: int, count: int) -> list[int]:
@@ -113,9 +113,11 @@ class Points:
         """
         found, at, end = [], position, position + count
         while at < end:
-            point = at + 1 if self.asks(at) else min((at // self.settings.piece + 1) * self.settings.piece, end)
-            if self.asked is not None and at < self.asked:
-                point = min(point, self.asked)
+            text_end = end if self.asked is None else min(self.asked, end)
+            point = at + 1 if self.asks(at) else min(self._piece_end(at), text_end)
             found.append(point - at)
             at = point
         return found
+
+    def _piece_end(self, position: int) -> int:
+        return (position // self.settings.piece + 1) * self.settings.piece
