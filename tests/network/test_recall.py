@@ -117,13 +117,14 @@ def check_lookups(kv: str, settings: RecallSettings, context: int, **sizes: int)
     for at in range(LENGTH - 20, LENGTH):
         network(Batch.pack([[IDS[at]]], [at], [1]), cache)
         found, tags_LGC, every = part._lookups[1], store.annex.tags[1].clone(), points.ranks_all(at)
+        assert (found.length, found.ranks_all) == (at, every)
         told = replace(found, candidates_LGM=torch.full_like(found.candidates_LGM, -1)) if every else found
         most_S = torch.bincount(past.flatten()).sort(descending=True, stable=True).indices[:2]
         assert torch.equal(found.shared_S[: len(most_S)], most_S) or every
         for layer in range(store.layout.n_layers):
             stretches = [stretch.of_layer(layer) for stretch in found.stretches]
             worth_GMB = part._worth(store.tap.of(1)[layer : layer + 1, -1:], stretches)[0] * part._scale
-            chosen_GC = told.choose(layer, worth_GMB, ranks_all=every)
+            chosen_GC = told.choose(layer, worth_GMB)
             assert torch.equal((tags_LGC[layer] & BLOCK).sort(-1).values - found.first, chosen_GC)
         past = (tags_LGC & BLOCK) - found.first if every else past
         assert torch.equal(told.candidates_LGM, found.candidates_LGM)

@@ -40,6 +40,8 @@ class Lookup:
         candidates_LGM: the blocks of each head that did best, ascending; -1 where nothing has ranked yet.
         shared_S: the blocks that most heads of all layers chose then, candidates of every head: what was found in some
             is looked for in others a token later. -1 for none.
+        length: tokens before the one that looks up now.
+        ranks_all: whether that one ranks all blocks; else the candidates, if there are any yet.
     """
 
     first: int
@@ -49,6 +51,8 @@ class Lookup:
     count: int
     candidates_LGM: Tensor
     shared_S: Tensor
+    length: int
+    ranks_all: bool = True
 
     @property
     def n_blocks(self) -> int:
@@ -65,16 +69,15 @@ class Lookup:
         n = min(len(self.shared_S), len(counts_B))
         self.shared_S[:n] = counts_B.sort(descending=True, stable=True).indices[:n]
 
-    def choose(self, layer: int, worth_GMB: Tensor, *, ranks_all: bool) -> Tensor:
+    def choose(self, layer: int, worth_GMB: Tensor) -> Tensor:
         """The blocks that get most of the attention to what is out of sight, [G, C] ascending: twin of lookup.cpp.
 
         Args:
             layer: of the store.
             worth_GMB: of each block the highest product of any of its keys with each query, scaled.
-            ranks_all: among all blocks; else among the candidates, if there are any yet.
         """
         candidates_GM = self.candidates_LGM[layer]
-        if ranks_all or bool((candidates_GM < 0).any()):
+        if self.ranks_all or bool((candidates_GM < 0).any()):
             best_GB = best_share(worth_GMB, self.left_out)
             candidates_GM.copy_(best_GB.topk(candidates_GM.shape[-1], -1, sorted=False).indices.sort(-1).values)
         else:

@@ -116,15 +116,13 @@ class Recall:
         for part in self._parts:
             for span in spans if part.store is store else ():
                 if self._asks(span):
-                    ranks_all = self._points_of(span.row).ranks_all(span.position)
-                    part.look(span.row, span.position, layer, ranks_all=ranks_all)
+                    part.look(span.row, layer)
 
     def add_to(self, plan: Any, store: Store, span: Span) -> None:
         """Tell a native plan what its last span, in layers of a store, looks up."""
         for part in self._parts:
             if part.store is store and self._asks(span):
-                ranks_all = self._points_of(span.row).ranks_all(span.position)
-                part.add_to(plan, span.row, span.position, ranks_all=ranks_all)
+                part.add_to(plan, span.row)
 
     def after(self, spans: Sequence[Span], lengths: Sequence[int]) -> None:
         """After a step: fill the annexes of the rows that are to be ranked there."""

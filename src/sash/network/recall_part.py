@@ -10,6 +10,7 @@ Shape suffixes: L layers, N query tokens, H query heads, G key/value heads, R qu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,20 +68,21 @@ class RecallPart:
             if found is not None:
                 self._lookups[row] = found
             return
-        found, tags_LGC = self._lookups[row], self._tags(row)
+        found, tags_LGC = replace(self._lookups[row], length=length, ranks_all=False), self._tags(row)
+        self._lookups[row] = found
         if tags_LGC is not None and len(found.shared_S) and int(found.shared_S[0]) < 0 <= int(tags_LGC.min()):
             found.share((tags_LGC & BLOCK) - found.first)
 
-    def look(self, row: int, length: int, layer: int, *, ranks_all: bool) -> None:
+    def look(self, row: int, layer: int) -> None:
         """Bring back what the last token of a row wants in one layer of the store; it was opened."""
         found, queries_LNHK = self._lookups.get(row), self.tap.of(row)
         if found is None or queries_LNHK is None:
             return
         worth_LGMB = self._worth(queries_LNHK[layer : layer + 1, -1:], [at.of_layer(layer) for at in found.stretches])
-        chosen_GC = found.choose(layer, worth_LGMB[0] * self._scale, ranks_all=ranks_all)
-        self._bring(row, length, chosen_GC.unsqueeze(0), found, layer)
+        chosen_GC = found.choose(layer, worth_LGMB[0] * self._scale)
+        self._bring(row, found.length, chosen_GC.unsqueeze(0), found, layer)
 
-    def add_to(self, plan: Any, row: int, length: int, *, ranks_all: bool) -> None:
+    def add_to(self, plan: Any, row: int) -> None:
         """Tell a native plan's last span that it looks up; it was opened."""
         found, tags_LGC = self._lookups.get(row), self._tags(row)
         if found is None or tags_LGC is None:
@@ -88,15 +90,15 @@ class RecallPart:
         candidates = found.candidates_LGM.shape[-1]
         plan.add_lookup(
             [found.first, found.n_blocks, self._settings.block, found.count, candidates, len(found.shared_S)],
-            ranks_all,
+            found.ranks_all,
             found.left_out,
             len(found.stretches),
             found.table.data_ptr(),
             tags_LGC.data_ptr(),
             found.candidates_LGM.data_ptr(),
             found.shared_S.data_ptr(),
-            length,
-            *self._clamped.addresses(length, found.first),
+            found.length,
+            *self._clamped.addresses(found.length, found.first),
         )
 
     def wipe(self, row: int) -> None:
@@ -169,7 +171,7 @@ class RecallPart:
         table = table_of(stretches, self.store.layout.head_dim)
         n_shared = self._settings.shared and max(self._settings.shared, count)
         shared_S = torch.full((n_shared,), -1, dtype=torch.int64)
-        return Lookup(first, tuple(stretches), table, tuple(pinned), count, candidates_LGM, shared_S)
+        return Lookup(first, tuple(stretches), table, tuple(pinned), count, candidates_LGM, shared_S, length)
 
     def _out_of_sight(self, row: int, length: int) -> tuple[int, list[Stretch]]:
         """The first block that the next token does not see, and all of them as they lie."""
